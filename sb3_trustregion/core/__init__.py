@@ -1,0 +1,1 @@
+"""The mathematics: knows tensors and policies, not training loops."""

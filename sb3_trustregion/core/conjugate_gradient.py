@@ -1,0 +1,62 @@
+"""Conjugate gradient for (F + λI)·x = g (Hestenes & Stiefel 1952; Nocedal & Wright, algorithm 5.2)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch as th
+
+
+class CGSolution(NamedTuple):
+    """
+    :param x: shape (P,), the solution
+    :param residual: scalar tensor, relative residual ‖g - (F + λI)x‖/‖g‖
+    :param n_steps: products spent
+    :param damped_curvature: scalar tensor, xᵀ(F + λI)x, known without another product
+    """
+
+    x: th.Tensor
+    residual: th.Tensor
+    n_steps: int
+    damped_curvature: th.Tensor
+
+
+def conjugate_gradient(
+    product: Callable[[th.Tensor], th.Tensor], g: th.Tensor, max_steps: int, residual_tol: float
+) -> CGSolution:
+    """
+    Solve product(x) = g from x = 0.
+
+    A direction of curvature that is not positive (rounding, overflow) ends the iteration with the solution so far.
+    On CUDA the stop is a mask, not a branch, so that the host never waits inside the loop.
+
+    :param product: symmetric positive definite matrix as a function
+    :param g: shape (P,), right-hand side
+    :param max_steps: bound on the number of products
+    :param residual_tol: stop at this relative residual, 0 spends all steps
+    :return: the solution
+    """
+    x, r, p = th.zeros_like(g), g.clone(), g.clone()
+    rr = r.dot(r)
+    gg = rr.clone()
+    threshold = residual_tol**2 * gg
+    tiny = th.finfo(g.dtype).tiny
+    n_steps = 0
+    for _ in range(max_steps):
+        active = rr > th.clamp(threshold, min=tiny)
+        if g.device.type == "cpu" and not active:
+            break
+        Ap = product(p)
+        curvature = p.dot(Ap)
+        active = active & (curvature > 0.0) & th.isfinite(curvature)
+        if g.device.type == "cpu" and not active:
+            break
+        alpha = th.where(active, rr / curvature, 0.0)
+        # where, not a product with zero: 0·inf would let a broken direction in.
+        x = th.where(active, x + alpha * p, x)
+        r = th.where(active, r - alpha * Ap, r)
+        new_rr = r.dot(r)
+        p = r + th.where(active, new_rr / rr, 0.0) * p
+        rr = new_rr
+        n_steps += 1
+    residual = th.sqrt(rr / th.clamp(gg, min=tiny))
+    return CGSolution(x, residual, n_steps, x.dot(g - r))

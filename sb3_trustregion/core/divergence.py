@@ -1,0 +1,131 @@
+"""
+Action distributions as tensors: their parameters, the KL between two, their Fisher matrix.
+
+Everything is joint over action dimensions and in nats: ``KL(old ‖ new)``, summed over the dimensions. Squashed
+distributions are measured before squashing: an invertible map changes neither the KL nor the Fisher matrix.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch as th
+from stable_baselines3.common.distributions import (
+    BernoulliDistribution,
+    CategoricalDistribution,
+    DiagGaussianDistribution,
+    Distribution,
+    MultiCategoricalDistribution,
+    StateDependentNoiseDistribution,
+)
+from stable_baselines3.common.policies import ActorCriticPolicy
+
+Observations = th.Tensor | dict[str, th.Tensor]
+# Gaussian: (mean, standard deviation), each (B, A). Categorical, Bernoulli: logits, one tensor a component.
+Parameters = tuple[th.Tensor, ...]
+
+GAUSSIAN = (DiagGaussianDistribution, StateDependentNoiseDistribution)
+SUPPORTED = (*GAUSSIAN, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
+
+
+@contextmanager
+def preserved_distribution(policy: ActorCriticPolicy) -> Iterator[None]:
+    """
+    Keep the policy's one ``action_dist`` as it is while others are built: it may not carry a graph into a pickle.
+
+    :param policy: the policy
+    """
+    original = policy.action_dist
+    policy.action_dist = copy.copy(original)
+    try:
+        yield
+    finally:
+        policy.action_dist = original
+
+
+def check_supported(distribution: Distribution) -> None:
+    """
+    :param distribution: the policy's action distribution
+    :raises ValueError: where its KL and Fisher matrix are not known here
+    """
+    if not isinstance(distribution, SUPPORTED):
+        names = ", ".join(kind.__name__ for kind in SUPPORTED)
+        raise ValueError(f"policy's action distribution must be one of {names}, got {type(distribution).__name__}")
+
+
+def distribution_parameters(distribution: Distribution) -> Parameters:
+    """
+    :param distribution: as ``policy.get_distribution`` returns it
+    :return: its parameters, batch first, attached to the graph
+    """
+    check_supported(distribution)
+    if isinstance(distribution, MultiCategoricalDistribution):
+        return tuple(component.logits for component in distribution.distribution)
+    if isinstance(distribution, GAUSSIAN):
+        return distribution.distribution.mean, distribution.distribution.stddev
+    assert isinstance(distribution, (CategoricalDistribution, BernoulliDistribution))
+    return (distribution.distribution.logits,)
+
+
+def kl_divergence(kind: Distribution, old: Parameters, new: Parameters) -> th.Tensor:
+    """
+    KL(old ‖ new) of each state, joint over action dimensions, in double precision: small steps cancel.
+
+    :param kind: any distribution of the policy's kind
+    :param old: parameters of the old distributions
+    :param new: parameters of the new distributions
+    :return: shape (B,), nats
+    """
+    old = tuple(parameter.double() for parameter in old)
+    new = tuple(parameter.double() for parameter in new)
+    if isinstance(kind, GAUSSIAN):
+        return _gaussian_kl(old, new)
+    if isinstance(kind, BernoulliDistribution):
+        return _bernoulli_kl(old[0], new[0])
+    return th.stack([_categorical_kl(o, n) for o, n in zip(old, new, strict=True)]).sum(dim=0)
+
+
+def fisher_times(kind: Distribution, parameters: Parameters, tangents: Parameters) -> Parameters:
+    """
+    The closed-form Fisher matrix of each state's distribution times a tangent of its parameters.
+
+    Gaussian: 1/σ² for the mean, 2/σ² for σ. Categorical: diag(p) - ppᵀ. Bernoulli: p(1-p). Positive
+    semi-definite, so that conjugate gradient never meets negative curvature.
+
+    :param kind: any distribution of the policy's kind
+    :param parameters: where the matrix is taken
+    :param tangents: what it is multiplied with, shapes as ``parameters``
+    :return: shapes as ``parameters``
+    """
+    if isinstance(kind, GAUSSIAN):
+        precision = parameters[1] ** -2
+        return tangents[0] * precision, 2.0 * tangents[1] * precision
+    if isinstance(kind, BernoulliDistribution):
+        p = th.sigmoid(parameters[0])
+        return (p * (1.0 - p) * tangents[0],)
+    return tuple(_categorical_fisher(logits, t) for logits, t in zip(parameters, tangents, strict=True))
+
+
+def _gaussian_kl(old: Parameters, new: Parameters) -> th.Tensor:
+    shift = (old[0] - new[0]) / new[1]
+    log_scale = th.log(old[1]) - th.log(new[1])
+    # expm1 keeps the digits that (σ/σ')² - 1 - 2·log(σ/σ') loses near equality.
+    return 0.5 * (th.expm1(2.0 * log_scale) - 2.0 * log_scale + shift**2).sum(dim=-1)
+
+
+def _categorical_kl(old: th.Tensor, new: th.Tensor) -> th.Tensor:
+    log_p, log_q = th.log_softmax(old, dim=-1), th.log_softmax(new, dim=-1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+
+
+def _bernoulli_kl(old: th.Tensor, new: th.Tensor) -> th.Tensor:
+    softplus = th.nn.functional.softplus
+    # log σ(x) = -softplus(-x), log(1 - σ(x)) = -softplus(x)
+    on = th.sigmoid(old) * (softplus(-new) - softplus(-old))
+    off = th.sigmoid(-old) * (softplus(new) - softplus(old))
+    return (on + off).sum(dim=-1)
+
+
+def _categorical_fisher(logits: th.Tensor, tangent: th.Tensor) -> th.Tensor:
+    p = th.softmax(logits, dim=-1)
+    return p * (tangent - (p * tangent).sum(dim=-1, keepdim=True))

@@ -1,0 +1,183 @@
+"""
+Step 4 of the trust-region algorithm: what a step promised and what it brought.
+
+``actual`` and ``predicted`` are per-step means in reward units, so that their ratio is the textbook's ρ
+(Conn, Gould & Toint 2000, eq. 6.1.7; performance-difference lemma, Kakade & Langford 2002).
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.floating]
+
+# Enough block means for a variance with 10 % error, few enough for blocks longer than the correlation time.
+TARGET_BLOCKS = 60
+
+
+class Estimate(NamedTuple):
+    """
+    A mean with its uncertainty.
+
+    :param mean: the mean, in reward units
+    :param stderr: its standard error, same units
+    """
+
+    mean: float
+    stderr: float
+
+
+class Improvement(NamedTuple):
+    """
+    One measured step.
+
+    :param actual: measured improvement per environment step, in reward units
+    :param stderr: standard error of ``actual``
+    :param predicted: improvement the model promised, cross-fitted, same units
+    :param predicted_stderr: standard error of ``predicted``
+    :param length: length of the step, √(2·KL), in √nats
+    :param used_radius: whether the step went as far as the radius let it
+    """
+
+    actual: float
+    stderr: float
+    predicted: float
+    predicted_stderr: float
+    length: float
+    used_radius: bool
+
+    @property
+    def ratio(self) -> float:
+        """ρ = actual / predicted; NaN where nothing was predicted."""
+        return self.actual / self.predicted if self.predicted != 0.0 else math.nan
+
+    @property
+    def noise(self) -> float:
+        """Standard error of ``actual - predicted``, kept off zero so that it can divide."""
+        floor = 1e-2 * abs(self.predicted) + 1e-2 * abs(self.actual)
+        return max(math.hypot(self.stderr, self.predicted_stderr), floor)
+
+    @property
+    def is_informative(self) -> bool:
+        """Finite, and not the zero minus zero of a task without rewards."""
+        return all(math.isfinite(value) for value in self[:5]) and self.noise > 0.0 and self.length > 0.0
+
+
+def blocks_per_env(n_steps: int, n_envs: int) -> int:
+    """
+    In how many blocks of consecutive steps each environment's series is cut.
+
+    :param n_steps: length of each series, T
+    :param n_envs: number of series, N
+    :return: at least 1; at least 2 where a single series would leave no variance to estimate
+    """
+    wanted = max(round(TARGET_BLOCKS / n_envs), 2 if n_envs == 1 else 1)
+    return max(min(wanted, n_steps), 1)
+
+
+def block_ids(n_steps: int, n_envs: int) -> npt.NDArray[np.int64]:
+    """
+    :param n_steps: length of each series, T
+    :param n_envs: number of series, N
+    :return: shape (T, N), the block that each step belongs to, counted over all environments
+    """
+    n_blocks = blocks_per_env(n_steps, n_envs)
+    within = np.arange(n_steps) * n_blocks // n_steps
+    return within[:, None] + n_blocks * np.arange(n_envs)[None, :]
+
+
+def episode_ids(dones: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """
+    :param dones: shape (T, N), whether an episode ended with that step
+    :return: shape (T, N), the (piece of an) episode that each step belongs to, counted over all environments
+    """
+    starts = np.zeros(dones.shape, dtype=np.int64)
+    starts[1:] = dones[:-1]
+    starts[0] = 1
+    ids: npt.NDArray[np.int64] = np.cumsum(starts, axis=0) - 1
+    ids[:, 1:] += np.cumsum(ids[-1] + 1)[:-1]
+    return ids
+
+
+def performance(residuals: FloatArray, dones: npt.NDArray[np.bool_]) -> Estimate:
+    """
+    Mean TD residual of a rollout, the larger of two standard errors.
+
+    Blocks of equal length miss what repeats with each episode where few episodes fit a rollout; whole episodes miss
+    what happens where they are longer than it. Each sees what the other misses.
+
+    :param residuals: shape (T, N)
+    :param dones: shape (T, N)
+    :return: mean and standard error, reward units
+    """
+    by_blocks = batch_means(residuals, block_ids(*residuals.shape))
+    by_episodes = batch_means(residuals, episode_ids(dones))
+    if math.isinf(by_episodes.stderr):
+        return by_blocks
+    return Estimate(by_blocks.mean, max(by_blocks.stderr, by_episodes.stderr))
+
+
+def alternating_signs(n_steps: int, n_envs: int) -> FloatArray:
+    """
+    +1 and -1 by blocks, so that neighbouring blocks cancel: a mean over ``sign * x`` keeps x's noise, not its mean.
+
+    :param n_steps: length of each series, T
+    :param n_envs: number of series, N
+    :return: shape (T, N)
+    """
+    n_blocks = max(2 * (blocks_per_env(n_steps, n_envs) // 2), 1)
+    within = np.arange(n_steps) * n_blocks // n_steps
+    parity = (within[:, None] + np.arange(n_envs)[None, :]) % 2
+    return 1.0 - 2.0 * parity.astype(np.float64)
+
+
+def batch_means(values: FloatArray, blocks: npt.NDArray[np.int64]) -> Estimate:
+    """
+    Mean of correlated samples with its standard error by batch means (Law & Kelton).
+
+    :param values: samples, any shape
+    :param blocks: block of each sample, same shape; blocks are long enough to be independent of each other
+    :return: mean and standard error; the latter infinite where a single block leaves it unknown
+    """
+    flat = np.asarray(values, dtype=np.float64).ravel()
+    counts = np.bincount(blocks.ravel())
+    present = counts > 0
+    counts = counts[present]
+    overall = float(flat.mean())
+    n_blocks = len(counts)
+    if n_blocks < 2:
+        return Estimate(overall, math.inf)
+    means = np.bincount(blocks.ravel(), weights=flat)[present] / counts
+    # Blocks may differ in size: weighed so, this is the standard error of the mean over all samples.
+    spread = float(np.sum((counts / counts.mean()) ** 2 * (means - overall) ** 2))
+    return Estimate(overall, math.sqrt(spread / (n_blocks * (n_blocks - 1))))
+
+
+def difference(after: Estimate, before: Estimate) -> Estimate:
+    """
+    :param after: estimate under the new policy
+    :param before: independent estimate under the old policy
+    :return: their difference with its standard error
+    """
+    return Estimate(after.mean - before.mean, math.hypot(after.stderr, before.stderr))
+
+
+def episode_returns(returns: FloatArray, lengths: FloatArray) -> Estimate:
+    """
+    Mean reward per step of finished episodes, the model-free alternative to TD residuals.
+
+    The return of an episode over the mean episode length: the difference of two such figures has the units of
+    the surrogate, because η(π') - η(π) is the sum over an episode of the advantages (eq. 15 of the overview).
+
+    :param returns: shape (E,), undiscounted returns
+    :param lengths: shape (E,), episode lengths
+    :return: NaN mean where fewer than two episodes ended
+    """
+    if len(returns) < 2:
+        return Estimate(math.nan, math.inf)
+    scale = float(np.mean(lengths))
+    return Estimate(
+        float(np.mean(returns)) / scale, float(np.std(returns, ddof=1)) / math.sqrt(len(returns)) / scale
+    )

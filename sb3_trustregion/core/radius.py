@@ -1,0 +1,244 @@
+"""
+Step 5 of the trust-region algorithm: accept or roll back, grow or shrink the radius.
+
+Pure Python on plain numbers. ``update_radius`` is the one seam: a new rule is one function in ``RULES``.
+
+The default rule, ``noise_aware``, asks how the ratio falls with the length of the step. To second order
+
+    actual = predicted · (1 - θ·length),    length = √(2·KL)
+
+(the model is linear, the truth bends), so a step gains most where the ratio is 1/2, at length 1/(2θ). θ is a ratio of
+pooled sums over the last ``window`` steps, each weighed by its own standard error, and the radius moves towards the
+longest step that the evidence does not contradict: θ at its lower confidence limit. Where there is no evidence yet the
+radius grows; where steps were long enough to hurt, the sums say so at once. That a ratio under noise must be
+relaxed by the noise is Sun & Nocedal 2022 (arXiv 2201.00973); actual against predicted is Conn, Gould & Toint
+2000, ch. 6.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from sb3_trustregion.core.improvement import Improvement
+
+GROWTH = 1.3
+SHRINKAGE = 0.6
+ROLLBACK_SHRINKAGE = 0.5
+# Half the promise kept is where a quadratic gains most, whatever its curvature.
+TARGET_RATIO = 0.5
+# One-sided: evidence against a radius counts from 1.25 standard errors on.
+SIGNIFICANCE = 1.25
+# Residuals are cut here, so that one freak rollout cannot rule the window.
+OUTLIER = 5.0
+
+
+@dataclass(frozen=True)
+class RadiusRule:
+    """
+    Configuration of step 5.
+
+    :param kind: ``"noise_aware"``, ``"textbook"`` (Nocedal & Wright, algorithm 4.1) or ``"fixed"``
+    :param window: number of steps over which evidence is pooled, fading exponentially
+    :param minimum: lower bound on the radius
+    :param maximum: upper bound on the radius
+    :param rollback_z: a step is undone when it was worse by more than this many standard errors; None never undoes
+    :param exponent: how the radius scales with the length of a step: 2 for a KL (nats), 1 for a clip range
+    :raises ValueError: where an argument is out of range
+    """
+
+    kind: str = "noise_aware"
+    window: int = 50
+    minimum: float = 1e-6
+    maximum: float = 50.0
+    rollback_z: float | None = 3.0
+    exponent: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in RULES:
+            raise ValueError(f"radius_rule must be one of {sorted(RULES)}, got {self.kind!r}")
+        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
+            raise ValueError(f"radius_window must be an integer >= 1, got {self.window!r}")
+        if not 0.0 < self.minimum < self.maximum < math.inf:
+            raise ValueError(f"radius_bounds must satisfy 0 < lower < upper < inf, got {(self.minimum, self.maximum)}")
+        if self.rollback_z is not None and not 0.0 < self.rollback_z < math.inf:
+            raise ValueError(f"rollback_z must be None or > 0, got {self.rollback_z}")
+
+
+@dataclass(frozen=True)
+class TrustRegionState:
+    """
+    All that steps 4 and 5 remember, in plain numbers, so that it is saved and comes back bit for bit.
+
+    :param radius: δ in nats (or the factor on the clip range)
+    :param actual: Σ actual improvement, fading over the window
+    :param predicted: Σ predicted improvement
+    :param variance: Σ squared standard error of ``actual``
+    :param misfit: Σ length·(predicted - actual)/noise
+    :param null_misfit: the same with every ``actual`` taken for zero: what the rule would see without feedback
+    :param leverage: Σ length²·predicted/noise, so that θ = misfit/leverage
+    :param misfit_variance: variance of ``misfit``
+    :param chi_square: Σ squared residual of the fit, in standard errors
+    :param weight: Σ 1, the effective number of pooled steps
+    :param n_judged: steps measured so far
+    :param n_rollbacks: steps undone so far
+    :param n_feedback: decisions that would have been others with ``actual`` taken for zero
+    :param factor: last factor on the radius
+    :param rolled_back: whether the last judged step was undone
+    """
+
+    radius: float
+    actual: float = 0.0
+    predicted: float = 0.0
+    variance: float = 0.0
+    misfit: float = 0.0
+    null_misfit: float = 0.0
+    leverage: float = 0.0
+    misfit_variance: float = 0.0
+    chi_square: float = 0.0
+    weight: float = 0.0
+    n_judged: int = 0
+    n_rollbacks: int = 0
+    n_feedback: int = 0
+    factor: float = 1.0
+    rolled_back: bool = False
+
+    @property
+    def pooled_ratio(self) -> float:
+        """Σ actual / Σ predicted over the window, never a mean of ratios; NaN before the first step."""
+        return self.actual / self.predicted if self.predicted != 0.0 else math.nan
+
+    @property
+    def pooled_ratio_stderr(self) -> float:
+        """Standard error of ``pooled_ratio``, from that of ``actual`` alone."""
+        return math.sqrt(self.variance) / abs(self.predicted) if self.predicted != 0.0 else math.nan
+
+    @property
+    def noise_scale(self) -> float:
+        """By how much residuals exceed their standard errors (Birge ratio), at least 1: phases, long correlations."""
+        return math.sqrt(max(self.chi_square / self.weight, 1.0)) if self.weight >= 5.0 else 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers by name, for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TrustRegionState":
+        """
+        :param values: what ``as_dict`` gave, perhaps in another version: unknown names are left out
+        :return: the state
+        """
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+def update_radius(state: TrustRegionState, measured: Improvement | None, rule: RadiusRule) -> TrustRegionState:
+    """
+    Judge the last step: the next radius, and whether the step is rolled back.
+
+    :param state: before
+    :param measured: what the step promised and brought; None where there was nothing to judge
+    :param rule: configuration
+    :return: state after; ``rolled_back`` tells whether the step must be undone
+    """
+    if measured is None or not measured.is_informative:
+        return replace(state, factor=1.0, rolled_back=False)
+    pooled = _pool(state, measured, rule)
+    if _is_significantly_worse(measured, rule):
+        factor = 1.0 if rule.kind == "fixed" else ROLLBACK_SHRINKAGE ** (rule.exponent / 2)
+        undone = _scale(pooled, factor, rule)
+        return replace(undone, rolled_back=True, n_rollbacks=state.n_rollbacks + 1)
+    decide = RULES[rule.kind]
+    factor = decide(pooled, measured)
+    without_feedback = decide(replace(pooled, misfit=pooled.null_misfit), measured._replace(actual=0.0))
+    if not measured.used_radius:
+        # A step that stopped short says nothing about how much further it might have gone.
+        factor, without_feedback = min(factor, 1.0), min(without_feedback, 1.0)
+    changed = _direction(factor) != _direction(without_feedback)
+    moved = _scale(pooled, factor ** (rule.exponent / 2), rule)
+    return replace(moved, rolled_back=False, n_feedback=state.n_feedback + int(changed))
+
+
+def shrink_radius(state: TrustRegionState, rule: RadiusRule) -> TrustRegionState:
+    """
+    Answer a step that was invalid for its length: no trial point within the radius improved the model.
+
+    Not for a batch of NaNs or a gradient of zero: no radius mends those, and shrinking on would leave it useless.
+
+    :param state: before
+    :param rule: configuration
+    :return: state after
+    """
+    factor = 1.0 if rule.kind == "fixed" else ROLLBACK_SHRINKAGE ** (rule.exponent / 2)
+    return _scale(state, factor, rule)
+
+
+def _is_significantly_worse(measured: Improvement, rule: RadiusRule) -> bool:
+    if rule.rollback_z is None or not measured.stderr > 0.0:
+        return False
+    # Without noise_scale: residuals of a bending model are no reason to keep a policy that is worse.
+    return measured.actual < -rule.rollback_z * measured.stderr
+
+
+def _pool(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> TrustRegionState:
+    """Add one measured step to the fading sums."""
+    fade = 1.0 - 1.0 / rule.window
+    noise, length = measured.noise, measured.length
+    limit = OUTLIER * (noise + abs(measured.predicted))
+    missing = min(max(measured.predicted - measured.actual, -limit), limit)
+    bend = state.misfit / state.leverage if state.leverage > 0.0 else 0.0
+    residual = (missing - bend * length * measured.predicted) / noise
+    return replace(
+        state,
+        actual=fade * state.actual + measured.actual,
+        predicted=fade * state.predicted + measured.predicted,
+        variance=fade**2 * state.variance + measured.stderr**2,
+        misfit=fade * state.misfit + length * missing / noise,
+        null_misfit=fade * state.null_misfit + length * measured.predicted / noise,
+        leverage=fade * state.leverage + length**2 * measured.predicted / noise,
+        misfit_variance=fade**2 * state.misfit_variance + length**2,
+        chi_square=fade * state.chi_square + min(residual**2, OUTLIER**2),
+        weight=fade * state.weight + 1.0,
+        n_judged=state.n_judged + 1,
+    )
+
+
+def _noise_aware(state: TrustRegionState, measured: Improvement) -> float:
+    """Factor on the squared length towards the longest step that the pooled evidence does not contradict."""
+    if state.leverage <= 0.0:
+        return 1.0
+    margin = SIGNIFICANCE * state.noise_scale * math.sqrt(state.misfit_variance)
+    bend = (state.misfit - margin) / state.leverage
+    if bend <= 0.0:
+        return GROWTH
+    best_length = (1.0 - TARGET_RATIO) / bend
+    return min(max((best_length / measured.length) ** 2, SHRINKAGE), GROWTH)
+
+
+def _textbook(state: TrustRegionState, measured: Improvement) -> float:
+    """Nocedal & Wright, algorithm 4.1, on the last ratio alone: blind to noise, kept for comparison."""
+    ratio = measured.ratio
+    if not ratio >= 0.25:
+        return 0.25**2
+    return 2.0**2 if ratio > 0.75 else 1.0
+
+
+def _fixed(state: TrustRegionState, measured: Improvement) -> float:
+    """The radius stays: the ablation, roll-back still works."""
+    return 1.0
+
+
+def _scale(state: TrustRegionState, factor: float, rule: RadiusRule) -> TrustRegionState:
+    radius = min(max(state.radius * factor, rule.minimum), rule.maximum)
+    return replace(state, radius=radius if factor != 1.0 else state.radius, factor=factor)
+
+
+def _direction(factor: float) -> int:
+    return (factor > 1.0) - (factor < 1.0)
+
+
+RULES: dict[str, Callable[[TrustRegionState, Improvement], float]] = {
+    "noise_aware": _noise_aware,
+    "textbook": _textbook,
+    "fixed": _fixed,
+}

@@ -1,0 +1,150 @@
+"""Steps 2 and 3 of the trust-region algorithm: scale a direction to the radius, backtrack, name what came of it."""
+
+import math
+from enum import Enum
+from typing import NamedTuple
+
+import torch as th
+
+from sb3_trustregion.core.conjugate_gradient import CGSolution
+from sb3_trustregion.core.surrogate import Evaluation, Surrogate
+
+# xᵀFx comes by subtraction of the damping: below this share of the damped curvature it is rounding.
+CURVATURE_FLOOR = 1e-2
+VANISHING = "the gradient vanishes or is not finite"
+
+
+class StepStatus(Enum):
+    """What became of a step. Invalid is not rejected: it was never taken, so nothing was measured."""
+
+    ACCEPTED = 1
+    REJECTED = 0
+    INVALID = -1
+
+
+class Step(NamedTuple):
+    """
+    A step from θ_k, or the reason why there is none.
+
+    :param status: accepted or invalid; rejected is only known after the next rollout
+    :param parameters: shape (P,), θ_{k+1}; θ_k where invalid
+    :param evaluation: model at ``parameters``
+    :param linear_gain: gᵀs, gain of the linearised model, reward units
+    :param n_backtracks: trial points beyond the first
+    :param reason: empty where accepted
+    :param radius_at_fault: whether a smaller radius could have made the step valid
+    """
+
+    status: StepStatus
+    parameters: th.Tensor
+    evaluation: Evaluation
+    linear_gain: float
+    n_backtracks: int
+    reason: str = ""
+    radius_at_fault: bool = False
+
+    @property
+    def length(self) -> float:
+        """√(2·KL), √nats."""
+        return math.sqrt(2.0 * max(self.evaluation.kl, 0.0))
+
+
+def invalid_step(surrogate: Surrogate, reason: str, n_backtracks: int = 0, radius_at_fault: bool = False) -> Step:
+    """
+    :param surrogate: the model
+    :param reason: why no step is taken
+    :param n_backtracks: trial points that were spent
+    :param radius_at_fault: whether a smaller radius could have made the step valid
+    :return: the step that stays
+    """
+    stay = Evaluation(0.0, 0.0, 0.0, surrogate.distance)
+    return Step(StepStatus.INVALID, surrogate.origin, stay, 0.0, n_backtracks, reason, radius_at_fault)
+
+
+def step_size(solution: CGSolution, surrogate: Surrogate, radius: float) -> float:
+    """
+    How far along x the quadratic model of the distance reaches the radius.
+
+    Solves d + α·hᵀx + ½α²·xᵀFx = δ, with d and h the distance from the data and its gradient at θ_k. On-policy both
+    vanish and this is TRPO's α = √(2δ/xᵀFx) (Schulman et al. 2015, appendix C).
+
+    :param solution: x and its curvature
+    :param surrogate: the model
+    :param radius: δ, nats
+    :return: α ≥ 0; 0 where the data are already outside the radius, NaN where x is not finite
+    """
+    x = solution.x
+    damped = float(solution.damped_curvature)
+    damping = surrogate.fisher_product.damping * float(x.dot(x))
+    curvature = max(damped - damping, CURVATURE_FLOOR * damped)
+    slope = float(surrogate.distance_gradient.dot(x))
+    room = radius - surrogate.distance
+    if not math.isfinite(curvature + slope) or curvature <= 0.0:
+        return math.nan
+    if room <= 0.0:
+        return 0.0
+    return (math.sqrt(slope**2 + 2.0 * curvature * room) - slope) / curvature
+
+
+def fixed_step(surrogate: Surrogate, solution: CGSolution, alpha: float) -> Step:
+    """
+    θ_k + α·x, without radius or line search (Kakade 2001).
+
+    :param surrogate: the model
+    :param solution: direction x
+    :param alpha: α
+    :return: the step; invalid where the direction vanishes or the policy would leave the finite numbers
+    """
+    if not bool(th.isfinite(solution.x).all()) or not float(solution.damped_curvature) > 0.0:
+        return invalid_step(surrogate, VANISHING)
+    parameters = surrogate.origin + alpha * solution.x
+    evaluation = surrogate.at(parameters)
+    if not evaluation.is_finite:
+        return invalid_step(surrogate, "the step leaves the finite numbers", radius_at_fault=True)
+    return Step(StepStatus.ACCEPTED, parameters, evaluation, alpha * float(surrogate.gradient.dot(solution.x)), 0)
+
+
+def backtrack(
+    surrogate: Surrogate, solution: CGSolution, radius: float, shrinking_factor: float, max_iter: int
+) -> Step:
+    """
+    Scale x to the radius, then shrink it until the distance is within the radius and the model improves.
+
+    :param surrogate: the model
+    :param solution: direction x
+    :param radius: δ, nats
+    :param shrinking_factor: factor on the step at each trial, in (0, 1)
+    :param max_iter: bound on the number of trial points
+    :return: the step; invalid where no trial point would do
+    """
+    if not bool(th.isfinite(solution.x).all()) or not float(solution.damped_curvature) > 0.0:
+        return invalid_step(surrogate, VANISHING)
+    alpha = step_size(solution, surrogate, radius)
+    if not alpha > 0.0:
+        return invalid_step(surrogate, "the curvature is not finite, or the data are outside the radius")
+    slope = float(surrogate.gradient.dot(solution.x))
+    for trial in range(max_iter):
+        parameters = surrogate.origin + alpha * solution.x
+        evaluation = surrogate.at(parameters)
+        if evaluation.is_finite and evaluation.distance <= radius and evaluation.gain > 0.0:
+            return Step(StepStatus.ACCEPTED, parameters, evaluation, alpha * slope, trial)
+        alpha *= shrinking_factor
+    return invalid_step(surrogate, "the line search found no improvement within the radius", max_iter, True)
+
+
+def reliability(surrogate: Surrogate, solution: CGSolution, noise_solution: CGSolution) -> float:
+    """
+    Which share of the promise holds on data that the step was not fitted to.
+
+    gᵀF⁻¹g holds the noise of g once more than the truth: E[gᵀF⁻¹g] = μᵀF⁻¹μ + E[eᵀF⁻¹e]. The gradient with signs by
+    blocks, v, has the noise and not the mean, so that gᵀF⁻¹g - vᵀF⁻¹v estimates μᵀF⁻¹μ. For two halves it is cross-
+    fitting exactly: the direction of one half by the gradient of the other.
+
+    :param surrogate: the model
+    :param solution: solved for ``surrogate.gradient``
+    :param noise_solution: solved for ``surrogate.noise_gradient``
+    :return: at most 1; negative where the noise estimate exceeds the signal
+    """
+    promised = float(surrogate.gradient.dot(solution.x))
+    noise = float(surrogate.noise_gradient.dot(noise_solution.x))
+    return 1.0 - noise / promised if promised > 0.0 else 0.0

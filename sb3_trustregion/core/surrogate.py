@@ -1,0 +1,208 @@
+"""
+Step 1 of the trust-region algorithm: the model of the objective around θ_k.
+
+    L(θ) = mean of w·(π_θ(a|s)/π_k(a|s))·Â(s, a)        (Schulman et al. 2015, eq. 14)
+
+with its gradient, its Fisher matrix and, at any trial point, its gain and its KL. The policy is never changed: trial
+points are evaluated by a functional call, so that an interrupted search leaves nothing to restore.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+from torch.func import functional_call
+
+from sb3_trustregion.core.divergence import (
+    Observations,
+    Parameters,
+    distribution_parameters,
+    kl_divergence,
+    preserved_distribution,
+)
+from sb3_trustregion.core.fisher import FisherProduct
+from sb3_trustregion.core.improvement import batch_means
+from sb3_trustregion.core.parameters import ParameterVector
+
+
+class Batch(NamedTuple):
+    """
+    What one update learns from; n samples.
+
+    :param observations: as the policy takes them, (n, ...) or a dict of those
+    :param actions: as ``Distribution.log_prob`` takes them, (n, A) or (n,) of integers
+    :param log_probs: shape (n,), log β(a|s) of the policies that acted
+    :param weights: shape (n,), w: truncated π_k/β, 1 for on-policy data
+    :param advantages: shape (n,), Â, in reward units
+    :param returns: shape (n,), targets of the critic
+    :param signs: shape (n,), ±1 by blocks, see ``improvement.alternating_signs``
+    :param blocks: shape (n,), block of each sample, see ``improvement.block_ids``
+    :param reused: whether some samples are of earlier policies, so that the radius is around the data
+    """
+
+    observations: Observations
+    actions: th.Tensor
+    log_probs: th.Tensor
+    weights: th.Tensor
+    advantages: th.Tensor
+    returns: th.Tensor
+    signs: th.Tensor
+    blocks: npt.NDArray[np.int64]
+    reused: bool
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples."""
+        return len(self.advantages)
+
+    def select(self, index: th.Tensor) -> "Batch":
+        """
+        :param index: shape (m,), which samples, on any device
+        :return: these samples only
+        """
+        index = index.to(self.advantages.device)
+        tensors = (tensor[index] for tensor in self[1:7])
+        return Batch(take(self.observations, index), *tensors, self.blocks[index.cpu().numpy()], self.reused)
+
+
+class Evaluation(NamedTuple):
+    """
+    The model at a trial point.
+
+    :param gain: L(θ) - L(θ_k), reward units; NaN where the point is not usable
+    :param gain_stderr: its standard error by batch means, for fixed θ
+    :param kl: mean KL(π_k‖π_θ), nats
+    :param distance: what the radius bounds: ``kl``, or the mean KL from the policies that acted for reused data, nats
+    """
+
+    gain: float
+    gain_stderr: float
+    kl: float
+    distance: float
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the gain and both distances are."""
+        return math.isfinite(self.gain) and math.isfinite(self.kl) and math.isfinite(self.distance)
+
+
+class ActionHead(nn.Module):
+    """
+    The policy as a function of its parameters, for ``functional_call``.
+
+    :param policy: the policy
+    """
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, observations: Observations, actions: th.Tensor) -> tuple[th.Tensor, Parameters]:
+        """
+        :param observations: n observations
+        :param actions: n actions
+        :return: log π(a|s), shape (n,), and the parameters of the distributions
+        """
+        with preserved_distribution(self.policy):
+            distribution = self.policy.get_distribution(observations)
+            return distribution.log_prob(actions), distribution_parameters(distribution)
+
+
+def take(observations: Observations, index: th.Tensor) -> Observations:
+    """
+    :param observations: (n, ...) or a dict of those
+    :param index: shape (m,)
+    :return: (m, ...) or a dict of those
+    """
+    if isinstance(observations, dict):
+        return {key: value[index] for key, value in observations.items()}
+    return observations[index]
+
+
+class Surrogate:
+    """
+    L around the policy's present parameters θ_k.
+
+    :param policy: the policy, left as it is
+    :param actor: layout of θ
+    :param batch: the data
+    :param damping: λ, added to the Fisher matrix
+    :param fisher_sub_sampling_factor: the Fisher matrix is a mean over every so many-th state, the gradient over all
+    :raises ValueError: where the policy gives no proper distribution at θ_k (not finite)
+    """
+
+    def __init__(
+        self,
+        policy: ActorCriticPolicy,
+        actor: ParameterVector,
+        batch: Batch,
+        damping: float,
+        fisher_sub_sampling_factor: int = 1,
+    ) -> None:
+        self.head = ActionHead(policy)
+        self.kind = policy.action_dist
+        self.actor = actor
+        self.batch = batch
+        self.origin = actor.flatten(policy)
+        leaf = self.origin.clone().requires_grad_()
+        with th.enable_grad():
+            log_probs, outputs = self._forward(leaf, batch.observations, batch.actions)
+            self.log_probs = log_probs.detach()
+            self.outputs = tuple(output.detach() for output in outputs)
+            self.gradient, self.noise_gradient, self.distance_gradient = self._gradients(leaf, log_probs)
+            self.fisher_product = self._fisher(leaf, outputs, damping, fisher_sub_sampling_factor)
+        self.distance = self._distance_from_data(self.log_probs) if batch.reused else 0.0
+
+    def _forward(
+        self, vector: th.Tensor, observations: Observations, actions: th.Tensor
+    ) -> tuple[th.Tensor, Parameters]:
+        parameters = {f"policy.{name}": value for name, value in self.actor.unflatten(vector).items()}
+        result: tuple[th.Tensor, Parameters] = functional_call(self.head, parameters, (observations, actions))
+        return result
+
+    def _gradients(self, leaf: th.Tensor, log_probs: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """∇L, the same with signs by blocks (its noise without its mean), ∇ of the distance from the data."""
+        scores = self.batch.weights * self.batch.advantages / self.batch.n_samples
+        (gradient,) = th.autograd.grad(log_probs, leaf, scores, retain_graph=True)
+        (noise,) = th.autograd.grad(log_probs, leaf, scores * self.batch.signs, retain_graph=True)
+        if not self.batch.reused:
+            return gradient, noise, th.zeros_like(gradient)
+        pull = th.expm1(self.log_probs - self.batch.log_probs) / self.batch.n_samples
+        (distance,) = th.autograd.grad(log_probs, leaf, pull, retain_graph=True)
+        return gradient, noise, distance
+
+    def _fisher(self, leaf: th.Tensor, outputs: Parameters, damping: float, factor: int) -> FisherProduct:
+        if factor == 1:
+            return FisherProduct(self.kind, outputs, leaf, damping)
+        n = self.batch.n_samples
+        index = th.randperm(n)[: max(n // factor, 1)].to(leaf.device)
+        _, thinned = self._forward(leaf, take(self.batch.observations, index), self.batch.actions[index])
+        return FisherProduct(self.kind, thinned, leaf, damping)
+
+    def _distance_from_data(self, log_probs: th.Tensor) -> float:
+        """Mean of r - 1 - log r with r = π_θ/β: KL(β‖π_θ) by samples of β, nats (Schulman, joschu.net/blog)."""
+        log_ratio = (log_probs - self.batch.log_probs).double()
+        return float((th.expm1(log_ratio) - log_ratio).mean())
+
+    def _terms(self, log_probs: th.Tensor) -> th.Tensor:
+        ratio = th.expm1((log_probs - self.log_probs).double())
+        return self.batch.weights * self.batch.advantages * ratio
+
+    @th.no_grad()
+    def at(self, vector: th.Tensor) -> Evaluation:
+        """
+        :param vector: shape (P,), a trial point θ
+        :return: the model there; NaN where the policy gives no proper distribution
+        """
+        try:
+            log_probs, outputs = self._forward(vector, self.batch.observations, self.batch.actions)
+        except ValueError:  # torch.distributions refuses parameters that are not finite
+            return Evaluation(math.nan, math.nan, math.nan, math.nan)
+        kl = float(kl_divergence(self.kind, self.outputs, outputs).mean())
+        distance = self._distance_from_data(log_probs) if self.batch.reused else kl
+        gain = batch_means(self._terms(log_probs).cpu().numpy(), self.batch.blocks)
+        return Evaluation(gain.mean, gain.stderr, kl, distance)

@@ -1,0 +1,162 @@
+"""Natural policy gradient: a fixed step along F⁻¹g."""
+
+from typing import Any, TypeVar
+
+import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+
+from sb3_trustregion.base import NaturalGradientAlgorithm
+from sb3_trustregion.core.search import fixed_step
+from sb3_trustregion.recording import centred
+from sb3_trustregion.validation import as_schedule, check_schedule
+
+SelfNPG = TypeVar("SelfNPG", bound="NPG")
+
+
+class NPG(NaturalGradientAlgorithm):
+    """
+    Natural Policy Gradient (Kakade 2001, "A Natural Policy Gradient", eq. 4), with a critic and GAE.
+
+        θ ← θ + α·(F + λI)⁻¹·g
+
+    No ratio, no line search, no radius: the baseline that shows what the rest of a trust-region algorithm is worth.
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: The learning rate of the value function, it can be a function
+        of the current progress remaining (from 1 to 0)
+    :param n_steps: The number of steps to run for each environment per update
+    :param batch_size: Minibatch size for the value function
+    :param gamma: Discount factor
+    :param cg_max_steps: maximum number of steps in the Conjugate Gradient algorithm
+    :param cg_damping: λ, added to the diagonal of the Fisher matrix of the *joint* action distribution:
+        ``sb3_contrib.TRPO``'s 0.1 is 0.1·A here, with A the number of (Gaussian or Bernoulli) action dimensions
+    :param n_critic_updates: number of passes over the data to fit the value function, per policy update
+    :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
+    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
+        instead of action noise exploration (default: False)
+    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
+        Default: -1 (only sample at the beginning of the rollout)
+    :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected.
+    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
+    :param normalize_advantage: Whether to bring the advantages to mean zero and unit variance, so that
+        ``actor_step_size`` does not depend on the scale of the reward
+    :param sub_sampling_factor: Sub-sample the batch of the policy update to make computation faster
+        see p40-42 of John Schulman thesis http://joschu.net/docs/thesis.pdf
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+        the reported success rate, mean episode length, and mean reward over
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation
+    :param verbose: the verbosity level: 0 no output, 1 info, 2 debug
+    :param seed: Seed for the pseudo random generators
+    :param device: Device (cpu, cuda, ...) on which the code should be run.
+        Setting it to auto, the code will be run on the GPU if possible.
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :param actor_step_size: α, it can be a function of the current progress remaining (from 1 to 0).
+        The KL of a step is about ½α²·gᵀF⁻¹g nats
+    :param cg_residual_tol: stop Conjugate Gradient at this relative residual ‖g - (F + λI)x‖/‖g‖;
+        the policy gains as much from a loose solution, see ``docs`` and ``benchmarks``
+    :param fisher_sub_sampling_factor: take the Fisher matrix over one in so many states, the gradient over all
+    :raises ValueError: where an argument is out of range, a space or a policy not supported
+    """
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        n_steps: int = 2048,
+        batch_size: int = 128,
+        gamma: float = 0.99,
+        cg_max_steps: int = 15,
+        cg_damping: float = 0.1,
+        n_critic_updates: int = 10,
+        gae_lambda: float = 0.95,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        normalize_advantage: bool = True,
+        sub_sampling_factor: int = 1,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        actor_step_size: float | Schedule = 0.3,
+        cg_residual_tol: float = 0.1,
+        fisher_sub_sampling_factor: int = 1,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            gamma=gamma,
+            cg_max_steps=cg_max_steps,
+            cg_damping=cg_damping,
+            n_critic_updates=n_critic_updates,
+            gae_lambda=gae_lambda,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            normalize_advantage=normalize_advantage,
+            sub_sampling_factor=sub_sampling_factor,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            cg_residual_tol=cg_residual_tol,
+            fisher_sub_sampling_factor=fisher_sub_sampling_factor,
+        )
+        self.actor_step_size = actor_step_size
+        if _init_setup_model:
+            self._setup_model()
+
+    def _validate(self) -> None:
+        super()._validate()
+        check_schedule("actor_step_size", self.actor_step_size, at_least=0.0)
+
+    def train(self) -> None:
+        """Gradient and Fisher matrix of the surrogate, one fixed step along F⁻¹g, the critic's fit."""
+        self._begin_update()
+        newest = self._newest(self._take_rollout(), self._snapshot_normalizer())
+        batch = self._make_batch([newest])
+        if batch.n_samples < 2:
+            return self._skip_update(newest)
+        surrogate = self._surrogate(self._thinned(centred(batch, scale=self.normalize_advantage)))
+        solution = self._solve(surrogate, surrogate.gradient)
+        alpha = as_schedule(self.actor_step_size)(self._current_progress_remaining)
+        step = fixed_step(surrogate, solution, alpha)
+        self._take_step(step)
+        value_loss = self._fit_critic(batch)
+        self._record_step(step, surrogate)
+        self._record_solution(solution)
+        self._record_fit(newest, value_loss)
+
+    def learn(
+        self: SelfNPG,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "NPG",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfNPG:
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )

@@ -1,0 +1,302 @@
+"""What all three algorithms share: a recorded rollout, its appraisal by a critic, the batch that an update learns from."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.utils import obs_as_tensor
+from torch import nn
+from torch.func import functional_call
+
+from sb3_trustregion.core.divergence import Observations, check_supported
+from sb3_trustregion.core.improvement import alternating_signs, block_ids
+from sb3_trustregion.core.parameters import ParameterVector, actor_parameters
+from sb3_trustregion.core.rollouts import (
+    WEIGHT_CLIP,
+    Appraisal,
+    FloatArray,
+    Normalizer,
+    ObsArray,
+    Rollout,
+    ValueFunction,
+    advantages,
+    appraise,
+    flatten_time,
+    stack_observations,
+)
+from sb3_trustregion.core.search import StepStatus
+from sb3_trustregion.core.surrogate import ActionHead, Batch
+from sb3_trustregion.recorder import RolloutRecorder, snapshot_normalizer
+from sb3_trustregion.validation import check_integer, check_number, check_schedule
+
+
+# From so many updates in a row without a usable step on, the user is told; from so many on, training ends.
+WARN_AFTER = 3
+STOP_AFTER = 20
+# Squares of anything below this stay within single precision.
+LARGEST = 1e18
+
+
+class UnusableDataError(ValueError):
+    """Nothing can be learned from what the environment returns. A ``ValueError``: the Zoo's search prunes on those."""
+
+
+class LearningData(NamedTuple):
+    """
+    One rollout ready to learn from.
+
+    :param observations: (T·N, ...), as the policy takes them
+    :param rollout: the rollout
+    :param residuals: shape (T, N), TD residuals of the present critic
+    :param ratios: shape (T, N), π_k/β
+    :param advantages: shape (T, N), Â
+    :param returns: shape (T, N), targets of the critic
+    :param values: shape (T, N), V(s)
+    """
+
+    observations: ObsArray
+    rollout: Rollout
+    residuals: FloatArray
+    ratios: FloatArray
+    advantages: FloatArray
+    returns: FloatArray
+    values: FloatArray
+
+
+class ValueHead(nn.Module):
+    """
+    The critic as a function of its parameters, for ``functional_call``.
+
+    :param policy: the policy
+    """
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, observations: Observations) -> th.Tensor:
+        """
+        :param observations: B observations
+        :return: values, shape (B,)
+        """
+        return self.policy.predict_values(observations).flatten()  # type: ignore[arg-type]
+
+
+class RecordingAlgorithm(OnPolicyAlgorithm):
+    """An on-policy algorithm that keeps each rollout in the order of time and knows which parameters act."""
+
+    recorder: RolloutRecorder
+    actor: ParameterVector
+    # Steps never taken: plain numbers, saved with the model.
+    n_invalid: int = 0
+    n_invalid_in_a_row: int = 0
+
+    def _validate(self) -> None:
+        """
+        :raises ValueError: naming the argument that is out of range, the constraint and the value
+        """
+        check_schedule("learning_rate", self.learning_rate, at_least=0.0)
+        check_integer("n_steps", self.n_steps, at_least=1)
+        check_integer("batch_size", self.batch_size, at_least=1)  # type: ignore[attr-defined]
+        check_number("gamma", self.gamma, at_least=0.0, at_most=1.0)
+        check_number("gae_lambda", self.gae_lambda, at_least=0.0, at_most=1.0)
+        check_integer("sde_sample_freq", self.sde_sample_freq, at_least=-1)
+        if self.n_steps * self.n_envs < 2:
+            raise ValueError(f"n_steps * n_envs must be >= 2, got {self.n_steps} * {self.n_envs}")
+
+    def _setup_model(self) -> None:
+        self._validate()
+        self.recorder = RolloutRecorder()
+        super()._setup_model()
+        check_supported(self.policy.action_dist)
+        sample = self.policy.obs_to_tensor(self.observation_space.sample())[0]
+        self.actor = actor_parameters(self.policy, sample)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "recorder", "actor"]
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        if isinstance(callback, list):
+            callback = CallbackList(callback)
+        elif not isinstance(callback, BaseCallback):
+            callback = ConvertCallback(callback)  # type: ignore[arg-type]
+        # First, so that it sees a step even if the user's callback ends training there.
+        return super()._init_callback(CallbackList([self.recorder, callback]), progress_bar)
+
+    def _take_rollout(self) -> Rollout:
+        """
+        :return: the rollout that ``learn`` has just collected
+        :raises RuntimeError: where there is none
+        """
+        rollout = self.recorder.take()
+        if rollout is None:
+            raise RuntimeError("train() found no recorded rollout: call learn(), which records what train() needs")
+        return rollout
+
+    def _accept_data(self) -> None:
+        self.n_invalid_in_a_row = 0
+
+    def _refuse_data(self, reason: str, lasting: bool) -> None:
+        """
+        Count an update without a step, tell the user in time, end a training that cannot learn.
+
+        :param reason: what was wrong
+        :param lasting: whether training ends if this goes on: not for a mere lack of improvement
+        :raises UnusableDataError: after ``STOP_AFTER`` lasting faults in a row; the last good policy is in place
+        """
+        self.n_invalid += 1
+        self.n_invalid_in_a_row += 1
+        if self.n_invalid_in_a_row == WARN_AFTER:
+            warnings.warn(f"{WARN_AFTER} updates in a row without a policy step, the last because {reason}", stacklevel=3)
+        if lasting and self.n_invalid_in_a_row >= STOP_AFTER:
+            raise UnusableDataError(
+                f"{self.n_invalid_in_a_row} updates in a row could not be used, the last because {reason}. "
+                "The policy is the last good one and can be saved."
+            )
+
+    def _record_status(self, status: StepStatus) -> None:
+        self.logger.record("train/step_status", status.value)
+        self.logger.record("train/n_invalid", self.n_invalid)
+
+    @property
+    def _has_own_estimator(self) -> bool:
+        """Whether the user's rollout buffer estimates advantages its own way."""
+        buffer_class = type(self.rollout_buffer)
+        ours = (RolloutBuffer.compute_returns_and_advantage, DictRolloutBuffer.compute_returns_and_advantage)
+        return buffer_class.compute_returns_and_advantage not in ours
+
+    def _snapshot_normalizer(self) -> Normalizer:
+        assert self.env is not None
+        return snapshot_normalizer(self.env)
+
+    def _value_function(self, parameters: Mapping[str, th.Tensor] | None = None) -> ValueFunction:
+        """
+        :param parameters: state_dict of an earlier policy; None for the present one
+        :return: its critic
+        """
+        head = ValueHead(self.policy)
+        named = {f"policy.{name}": value for name, value in (parameters or {}).items()}
+
+        @th.no_grad()
+        def value_of(observations: ObsArray) -> FloatArray:
+            tensors = obs_as_tensor(observations, self.device)  # type: ignore[arg-type]
+            values: th.Tensor = functional_call(head, named, (tensors,))
+            return values.cpu().numpy()
+
+        return value_of
+
+    def _appraise(self, rollout: Rollout, normalizer: Normalizer) -> Appraisal:
+        return appraise(rollout, self._value_function(), normalizer, self.gamma)
+
+    def _newest(self, rollout: Rollout, normalizer: Normalizer) -> LearningData:
+        """The rollout of the present policy: observations as it saw them, advantages in frozen units."""
+        buffer = self.rollout_buffer
+        values, residuals = self._appraise(rollout, normalizer)
+        if self._has_own_estimator:
+            estimated, returns = np.array(buffer.advantages), np.array(buffer.returns)
+        else:
+            estimated = advantages(residuals, rollout.dones, self.gamma, self.gae_lambda)
+            returns = estimated + values
+        ones = np.ones(rollout.shape)
+        return LearningData(flatten_time(buffer.observations), rollout, residuals, ones, estimated, returns, values)
+
+    def _reused(self, rollout: Rollout, normalizer: Normalizer) -> LearningData:
+        """A rollout of any earlier policy, seen by the present critic and policy in present units."""
+        observations = flatten_time(normalizer.observations(rollout.observations))
+        values, residuals = self._appraise(rollout, normalizer)
+        with th.no_grad():
+            log_probs, _ = ActionHead(self.policy)(
+                obs_as_tensor(observations, self.device),  # type: ignore[arg-type]
+                self._as_actions(rollout.actions),
+            )
+        ratios = np.exp(log_probs.cpu().numpy().astype(np.float64).reshape(rollout.shape) - rollout.log_probs)
+        estimated = advantages(residuals, rollout.dones, self.gamma, self.gae_lambda, ratios)
+        returns = values + np.minimum(ratios, 1.0) * estimated
+        return LearningData(observations, rollout, residuals, ratios, estimated, returns, values)
+
+    def _as_actions(self, actions: FloatArray) -> th.Tensor:
+        """(T, N, A) to what ``Distribution.log_prob`` takes."""
+        flat = th.as_tensor(actions.reshape(-1, actions.shape[-1]), device=self.device)
+        return flat.long().flatten() if isinstance(self.action_space, spaces.Discrete) else flat
+
+    def _make_batch(self, parts: list[LearningData]) -> Batch:
+        """
+        :param parts: rollouts, oldest first
+        :return: one batch over all of them, without samples that are not finite
+        """
+        shapes = [part.rollout.shape for part in parts]
+        blocks = [block_ids(*shape).ravel() for shape in shapes]
+        first_ids = np.cumsum([0, *(ids.max() + 1 for ids in blocks)])
+        ratios = _joined([part.ratios for part in parts])
+        batch = Batch(
+            observations=obs_as_tensor(stack_observations([part.observations for part in parts]), self.device),  # type: ignore[arg-type]
+            actions=th.cat([self._as_actions(part.rollout.actions) for part in parts]),
+            log_probs=self._tensor(_joined([part.rollout.log_probs for part in parts])),
+            weights=self._tensor(np.minimum(ratios, WEIGHT_CLIP)),
+            advantages=self._tensor(_joined([part.advantages for part in parts])),
+            returns=self._tensor(_joined([part.returns for part in parts])),
+            signs=self._tensor(_joined([alternating_signs(*shape) for shape in shapes])),
+            blocks=np.concatenate([ids + first for ids, first in zip(blocks, first_ids, strict=False)]),
+            reused=len(parts) > 1,
+        )
+        usable = usable_samples(batch)
+        return batch if bool(usable.all()) else batch.select(usable.nonzero().flatten())
+
+    def _tensor(self, array: FloatArray) -> th.Tensor:
+        return th.as_tensor(array, dtype=th.float32, device=self.device)
+
+
+def usable_samples(batch: Batch) -> th.Tensor:
+    """
+    :param batch: the data
+    :return: shape (n,), whether all of a sample is finite, squares included
+    """
+    usable = (th.stack([*batch[2:6]]).abs() < LARGEST).all(dim=0)
+    observations = batch.observations
+    for value in observations.values() if isinstance(observations, dict) else (observations,):
+        if value.is_floating_point():
+            usable &= (value.flatten(start_dim=1).abs() < LARGEST).all(dim=1)
+    return usable
+
+
+def describe_fault(data: LearningData) -> str:
+    """
+    :param data: a rollout without a usable sample
+    :return: which quantity is at fault in which environments
+    """
+    rollout = data.rollout
+    n_steps, n_envs = rollout.shape
+    observations = data.observations
+    parts = list(observations.items()) if isinstance(observations, dict) else [("", observations)]
+    quantities = {"the reward": rollout.rewards, "the value": data.values, "the log-probability": rollout.log_probs}
+    quantities |= {f"the observation {key}".strip(): array.reshape(n_steps, n_envs, -1) for key, array in parts}
+    for name, array in quantities.items():
+        faulty = ~(np.abs(array.reshape(n_steps, n_envs, -1)) < LARGEST)
+        if faulty.any():
+            return f"{name} is not finite or too large in environment(s) {np.unique(faulty.nonzero()[1]).tolist()}"
+    return "no sample is finite"
+
+
+def centred(batch: Batch, scale: bool) -> Batch:
+    """
+    :param batch: the data
+    :param scale: whether advantages are brought to unit variance too
+    :return: the same with advantages of weighted mean zero
+    """
+    weights = batch.weights / batch.weights.sum()
+    shifted = batch.advantages - (weights * batch.advantages).sum()
+    if scale:
+        shifted = shifted / (th.sqrt((weights * shifted**2).sum()) + 1e-8)
+    return batch._replace(advantages=shifted)
+
+
+def _joined(arrays: list[FloatArray]) -> Any:
+    return np.concatenate([array.ravel() for array in arrays])
