@@ -224,7 +224,8 @@ class AdaptiveTRPO(MeasuringAlgorithm, NaturalGradientAlgorithm):
     def _promise(self, surrogate: Surrogate, solution: CGSolution, step: Step) -> Promise:
         """What the step promises on data that it was not fitted to."""
         share = reliability(surrogate, solution, self._solve(surrogate, surrogate.noise_gradient))
-        gain, stderr = step.evaluation.gain, step.evaluation.gain_stderr
+        # Beyond its linear prediction the surrogate's gain is noise of large ratios.
+        gain, stderr = min(step.evaluation.gain, step.linear_gain), step.evaluation.gain_stderr
         self.logger.record("train/reliability", share)
         used = step.evaluation.distance >= USED_RADIUS * self.region.radius
         return Promise(Estimate(share * gain, stderr), step.length, used, gain, step.linear_gain)

@@ -55,9 +55,8 @@ class Improvement(NamedTuple):
 
     @property
     def noise(self) -> float:
-        """Standard error of ``actual - predicted``, kept off zero so that it can divide."""
-        floor = 1e-2 * abs(self.predicted) + 1e-2 * abs(self.actual)
-        return max(math.hypot(self.stderr, self.predicted_stderr), floor)
+        """Standard error of ``actual``, kept off zero so that it can divide."""
+        return max(self.stderr, 1e-2 * abs(self.predicted) + 1e-2 * abs(self.actual))
 
     @property
     def is_informative(self) -> bool:

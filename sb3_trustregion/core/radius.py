@@ -3,16 +3,19 @@ Step 5 of the trust-region algorithm: accept or roll back, grow or shrink the ra
 
 Pure Python on plain numbers. ``update_radius`` is the one seam: a new rule is one function in ``RULES``.
 
-The default rule, ``noise_aware``, asks how the ratio falls with the length of the step. To second order
+The default rule, ``noise_aware``, fits the textbook's own picture to what was measured: the gain of a step of length
+s = √(2·KL) is, to second order,
 
-    actual = predicted · (1 - θ·length),    length = √(2·KL)
+    predicted = g·s,    actual = predicted - ½κ·s²
 
-(the model is linear, the truth bends), so a step gains most where the ratio is 1/2, at length 1/(2θ). θ is a ratio of
-pooled sums over the last ``window`` steps, each weighed by its own standard error, and the radius moves towards the
-longest step that the evidence does not contradict: θ at its lower confidence limit. Where there is no evidence yet the
-radius grows; where steps were long enough to hurt, the sums say so at once. That a ratio under noise must be
-relaxed by the noise is Sun & Nocedal 2022 (arXiv 2201.00973); actual against predicted is Conn, Gould & Toint
-2000, ch. 6.
+so that a step gains most at length g/κ, where the ratio of actual to predicted is 1/2. g (how much improvement a step of
+unit length promises) and κ (how much of the promise its length breaks) are ratios of pooled sums over the last ``window``
+steps, each step weighed by its own standard error; κ is what ``actual`` lacks against g·s, not against the single
+``predicted``, which is noisier by far. The radius moves towards the longest step that the evidence
+does not contradict: g at its upper, κ at its lower confidence limit. Where κ is not known yet the radius grows; where
+steps were long enough to hurt the sums say so at once; where nothing is promised any more it shrinks. That a ratio
+under noise must be relaxed by the noise is Sun & Nocedal 2022 (arXiv 2201.00973); actual against predicted is Conn,
+Gould & Toint 2000, ch. 6.
 """
 
 import math
@@ -25,9 +28,7 @@ from sb3_trustregion.core.improvement import Improvement
 GROWTH = 1.3
 SHRINKAGE = 0.6
 ROLLBACK_SHRINKAGE = 0.5
-# Half the promise kept is where a quadratic gains most, whatever its curvature.
-TARGET_RATIO = 0.5
-# One-sided: evidence against a radius counts from 1.25 standard errors on.
+# One-sided confidence limits, in standard errors: what may yet be true is given the benefit of the doubt.
 SIGNIFICANCE = 1.25
 # Residuals are cut here, so that one freak rollout cannot rule the window.
 OUTLIER = 5.0
@@ -74,10 +75,13 @@ class TrustRegionState:
     :param actual: Σ actual improvement, fading over the window
     :param predicted: Σ predicted improvement
     :param variance: Σ squared standard error of ``actual``
-    :param misfit: Σ length·(predicted - actual)/noise
-    :param null_misfit: the same with every ``actual`` taken for zero: what the rule would see without feedback
-    :param leverage: Σ length²·predicted/noise, so that θ = misfit/leverage
-    :param misfit_variance: variance of ``misfit``
+    :param promise: Σ predicted/noise
+    :param promise_variance: its variance, from the spread of ``predicted`` around g·length
+    :param reach: Σ length/noise, so that g = promise/reach
+    :param reach_2: Σ length²/noise
+    :param reach_3: Σ length³/noise
+    :param gain: Σ length·actual/noise, so that ½κ = (g·reach_2 - gain)/reach_3
+    :param gain_variance: its variance
     :param chi_square: Σ squared residual of the fit, in standard errors
     :param weight: Σ 1, the effective number of pooled steps
     :param n_judged: steps measured so far
@@ -91,10 +95,13 @@ class TrustRegionState:
     actual: float = 0.0
     predicted: float = 0.0
     variance: float = 0.0
-    misfit: float = 0.0
-    null_misfit: float = 0.0
-    leverage: float = 0.0
-    misfit_variance: float = 0.0
+    promise: float = 0.0
+    promise_variance: float = 0.0
+    reach: float = 0.0
+    reach_2: float = 0.0
+    reach_3: float = 0.0
+    gain: float = 0.0
+    gain_variance: float = 0.0
     chi_square: float = 0.0
     weight: float = 0.0
     n_judged: int = 0
@@ -112,6 +119,16 @@ class TrustRegionState:
     def pooled_ratio_stderr(self) -> float:
         """Standard error of ``pooled_ratio``, from that of ``actual`` alone."""
         return math.sqrt(self.variance) / abs(self.predicted) if self.predicted != 0.0 else math.nan
+
+    @property
+    def slope(self) -> float:
+        """g: improvement promised per unit length of a step, reward per √nat."""
+        return self.promise / self.reach if self.reach > 0.0 else 0.0
+
+    @property
+    def half_curvature(self) -> float:
+        """½κ: improvement lost per squared length of a step, reward per nat."""
+        return (self.slope * self.reach_2 - self.gain) / self.reach_3 if self.reach_3 > 0.0 else 0.0
 
     @property
     def noise_scale(self) -> float:
@@ -150,7 +167,7 @@ def update_radius(state: TrustRegionState, measured: Improvement | None, rule: R
         return replace(undone, rolled_back=True, n_rollbacks=state.n_rollbacks + 1)
     decide = RULES[rule.kind]
     factor = decide(pooled, measured)
-    without_feedback = decide(replace(pooled, misfit=pooled.null_misfit), measured._replace(actual=0.0))
+    without_feedback = decide(replace(pooled, gain=0.0), measured._replace(actual=0.0))
     if not measured.used_radius:
         # A step that stopped short says nothing about how much further it might have gone.
         factor, without_feedback = min(factor, 1.0), min(without_feedback, 1.0)
@@ -185,18 +202,21 @@ def _pool(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> T
     fade = 1.0 - 1.0 / rule.window
     noise, length = measured.noise, measured.length
     limit = OUTLIER * (noise + abs(measured.predicted))
-    missing = min(max(measured.predicted - measured.actual, -limit), limit)
-    bend = state.misfit / state.leverage if state.leverage > 0.0 else 0.0
-    residual = (missing - bend * length * measured.predicted) / noise
+    actual = min(max(measured.actual, measured.predicted - limit), measured.predicted + limit)
+    surprise = (measured.predicted - state.slope * length) / noise
+    residual = (actual - state.slope * length + state.half_curvature * length**2) / noise
     return replace(
         state,
         actual=fade * state.actual + measured.actual,
         predicted=fade * state.predicted + measured.predicted,
         variance=fade**2 * state.variance + measured.stderr**2,
-        misfit=fade * state.misfit + length * missing / noise,
-        null_misfit=fade * state.null_misfit + length * measured.predicted / noise,
-        leverage=fade * state.leverage + length**2 * measured.predicted / noise,
-        misfit_variance=fade**2 * state.misfit_variance + length**2,
+        promise=fade * state.promise + measured.predicted / noise,
+        promise_variance=fade**2 * state.promise_variance + surprise**2,
+        reach=fade * state.reach + length / noise,
+        reach_2=fade * state.reach_2 + length**2 / noise,
+        reach_3=fade * state.reach_3 + length**3 / noise,
+        gain=fade * state.gain + length * actual / noise,
+        gain_variance=fade**2 * state.gain_variance + length**2,
         chi_square=fade * state.chi_square + min(residual**2, OUTLIER**2),
         weight=fade * state.weight + 1.0,
         n_judged=state.n_judged + 1,
@@ -205,13 +225,14 @@ def _pool(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> T
 
 def _noise_aware(state: TrustRegionState, measured: Improvement) -> float:
     """Factor on the squared length towards the longest step that the pooled evidence does not contradict."""
-    if state.leverage <= 0.0:
-        return 1.0
-    margin = SIGNIFICANCE * state.noise_scale * math.sqrt(state.misfit_variance)
-    bend = (state.misfit - margin) / state.leverage
-    if bend <= 0.0:
+    doubt = SIGNIFICANCE * state.noise_scale
+    g = state.slope + SIGNIFICANCE * math.sqrt(state.promise_variance) / state.reach
+    half_kappa = state.half_curvature - doubt * math.sqrt(state.gain_variance) / state.reach_3
+    if g <= 0.0:
+        return SHRINKAGE
+    if half_kappa <= 0.0:
         return GROWTH
-    best_length = (1.0 - TARGET_RATIO) / bend
+    best_length = g / (2.0 * half_kappa)
     return min(max((best_length / measured.length) ** 2, SHRINKAGE), GROWTH)
 
 
