@@ -1,25 +1,27 @@
 """PPO whose clip range is the radius of the trust-region algorithm."""
 
-from typing import Any, TypeVar
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_trustregion.core.conjugate_gradient import conjugate_gradient
 from sb3_trustregion.core.improvement import Estimate
 from sb3_trustregion.core.parameters import is_finite, restore, snapshot
 from sb3_trustregion.core.radius import shrink_radius
-from sb3_trustregion.core.rollouts import Normalizer
 from sb3_trustregion.core.search import StepStatus, reliability
 from sb3_trustregion.core.surrogate import Evaluation, Surrogate
 from sb3_trustregion.measurement import MeasuringAlgorithm, PendingStep, Promise
-from sb3_trustregion.recording import LearningData, centred
+from sb3_trustregion.recording import centred, describe_fault, usable_steps
 from sb3_trustregion.validation import check_bool, check_integer, check_number, check_schedule
-
-SelfAdaptivePPO = TypeVar("SelfAdaptivePPO", bound="AdaptivePPO")
 
 # Of ε: a ratio of 1 ± ε everywhere is a step of length √(2·KL) ≈ ε.
 USED_RADIUS = 0.5
@@ -34,8 +36,8 @@ class AdaptivePPO(MeasuringAlgorithm, PPO):
     Proximal Policy Optimization (Schulman et al. 2017, arXiv 1707.06347) with an adaptive clip range.
 
     Stable-Baselines3's ``PPO``, whose ε is the radius of a trust region: after each update the improvement that the
-    surrogate promised is compared with the one that the next rollout shows; the update is kept or undone (policy, critic
-    and optimiser together: they are one network and one Adam), and ε grows or shrinks.
+    surrogate promised is compared with the one that the next rollout shows; the update is kept or undone (policy,
+    critic and optimiser together: they are one network and one Adam), and ε grows or shrinks.
 
     The promise is the unclipped surrogate gain on the whole batch after the epochs, times the share of it that holds on
     data it was not fitted to. That share is the natural gradient's, gᵀF⁻¹g less its noise, at the policy before the
@@ -95,6 +97,9 @@ class AdaptivePPO(MeasuringAlgorithm, PPO):
         ``"surrogate"``, see ``AdaptiveTRPO``
     :raises ValueError: where an argument is out of range, a space or a policy not supported
     """
+
+    # ε is a ratio, so it goes with the length of a step; a KL goes with its square.
+    _radius_exponent = 1.0
 
     def __init__(
         self,
@@ -170,9 +175,6 @@ class AdaptivePPO(MeasuringAlgorithm, PPO):
         if _init_setup_model:
             self._setup_model()
 
-    # ε is a ratio, so it goes with the length of a step; a KL goes with its square.
-    _radius_exponent = 1.0
-
     def _validate(self) -> None:
         super()._validate()
         check_integer("n_epochs", self.n_epochs, at_least=1)
@@ -220,3 +222,53 @@ class AdaptivePPO(MeasuringAlgorithm, PPO):
         self._record_status(StepStatus.ACCEPTED)
         self.logger.record("train/kl_divergence", evaluation.kl)
         self.logger.record("train/policy_objective", evaluation.gain)
+
+    def _promise(self, surrogate: Surrogate, evaluation: Evaluation, clip_range: float) -> Promise:
+        """What the update promises on data that it was not fitted to, by the natural gradient's share of noise."""
+        product, gradient, noise = surrogate.fisher_product, surrogate.gradient, surrogate.noise_gradient
+        solution = conjugate_gradient(product, gradient, CG_MAX_STEPS, CG_RESIDUAL_TOL)
+        share = reliability(surrogate, solution, conjugate_gradient(product, noise, CG_MAX_STEPS, CG_RESIDUAL_TOL))
+        linear_gain = float(gradient.dot(self.actor.flatten(self.policy) - surrogate.origin))
+        length = math.sqrt(2.0 * max(evaluation.kl, 0.0))
+        predicted = Estimate(share * min(evaluation.gain, linear_gain), evaluation.gain_stderr)
+        used = length >= USED_RADIUS * clip_range
+        self.logger.record("train/reliability", share)
+        return Promise(predicted, length, used, evaluation.gain, linear_gain)
+
+    @contextmanager
+    def _adapted_clip_range(self) -> Iterator[float]:
+        """Let PPO see ε = schedule × factor, and nothing else."""
+        schedule, factor = self.clip_range, self.region.radius
+        assert callable(schedule)
+        self.clip_range = lambda progress_remaining: schedule(progress_remaining) * factor
+        try:
+            yield schedule(self._current_progress_remaining) * factor
+        finally:
+            self.clip_range = schedule
+
+    def _replace_unusable_samples(self) -> None:
+        """PPO takes its samples from the buffer as they are: those that are not finite give way to others."""
+        buffer = self.rollout_buffer
+        usable = usable_steps(buffer).ravel()
+        if usable.all():
+            return
+        good, bad = usable.nonzero()[0], (~usable).nonzero()[0]
+        stand_in = good[np.arange(len(bad)) % len(good)]
+        observations = buffer.observations
+        arrays = list(observations.values()) if isinstance(observations, dict) else [observations]
+        for array in (*arrays, buffer.actions, buffer.log_probs, buffer.values, buffer.advantages, buffer.returns):
+            flat = array.reshape(len(usable), *array.shape[2:])
+            flat[bad] = flat[stand_in]
+
+    def _refuse_update(self, before: dict[str, th.Tensor], optimizer: dict[str, Any]) -> None:
+        """The epochs left the finite numbers: undo them."""
+        restore(self.policy, before)
+        self.policy.optimizer.load_state_dict(optimizer)
+        self.region = shrink_radius(self.region, self.rule)
+        self._refuse_data("the update left the finite numbers", lasting=True)
+        self._record_status(StepStatus.INVALID)
+
+    def _roll_back(self, pending: PendingStep) -> None:
+        assert pending.optimizer is not None
+        restore(self.policy, pending.policy)
+        self.policy.optimizer.load_state_dict(pending.optimizer)

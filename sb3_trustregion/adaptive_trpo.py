@@ -1,11 +1,11 @@
 """TRPO with the other half of the trust-region algorithm: accept or roll back, grow or shrink the radius."""
 
-from typing import Any, TypeVar
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_trustregion.base import NaturalGradientAlgorithm
 from sb3_trustregion.core.conjugate_gradient import CGSolution
@@ -14,12 +14,10 @@ from sb3_trustregion.core.parameters import restore, snapshot
 from sb3_trustregion.core.radius import shrink_radius
 from sb3_trustregion.core.rollouts import Normalizer, Rollout, distance, is_finite_rollout
 from sb3_trustregion.core.search import Step, StepStatus, backtrack, reliability
-from sb3_trustregion.core.surrogate import Surrogate
+from sb3_trustregion.core.surrogate import Batch, Surrogate
 from sb3_trustregion.measurement import MeasuringAlgorithm, PendingStep, Promise
 from sb3_trustregion.recording import LearningData, centred
 from sb3_trustregion.validation import check_integer, check_number
-
-SelfAdaptiveTRPO = TypeVar("SelfAdaptiveTRPO", bound="AdaptiveTRPO")
 
 # A step that stayed below this share of the radius did not use it: the search cut it short.
 USED_RADIUS = 0.5
@@ -86,13 +84,13 @@ class AdaptiveTRPO(MeasuringAlgorithm, NaturalGradientAlgorithm):
     :param radius_window: over how many steps evidence is pooled, fading exponentially
     :param radius_bounds: lower and upper bound on δ, nats
     :param rollback_z: undo a step that was worse by more than this many standard errors; None never undoes
-    :param improvement_estimator: what measures the actual improvement: ``"rollout"`` (default: difference of the mean TD
-        residuals of the rollouts after and before the step, by one critic trained on neither), ``"episodes"``
-        (difference of episode returns, needs ``Monitor``; free of the critic's errors, and for tasks on which an untrained
-        critic sees nothing, but several times noisier where episodes are long), or ``"surrogate"`` (gain on the same
-        batch over its linear prediction: judges the linearisation alone and never rolls back)
-    :param n_reused_rollouts: M, learn from the last M rollouts, importance-weighted. Where M > 1 the radius is around the
-        data: δ bounds the mean KL from the policies that collected them. Memory is that of M rollout buffers.
+    :param improvement_estimator: what measures the actual improvement: ``"rollout"`` (default: difference of the mean
+        TD residuals of the rollouts after and before the step, by one critic trained on neither), ``"episodes"``
+        (difference of episode returns, needs ``Monitor``; free of the critic's errors, and for tasks on which an
+        untrained critic sees nothing, but several times noisier where episodes are long), or ``"surrogate"`` (gain on
+        the same batch over its linear prediction: judges the linearisation alone and never rolls back)
+    :param n_reused_rollouts: M, learn from the last M rollouts, importance-weighted. Where M > 1 the radius is around
+        the data: δ bounds the mean KL from the policies that collected them. Memory is that of M rollout buffers.
         ``model.memory.rollouts.clear()`` forgets them, as is wise after a change of the task
     :raises ValueError: where an argument is out of range, a space or a policy not supported
     """
@@ -199,7 +197,7 @@ class AdaptiveTRPO(MeasuringAlgorithm, NaturalGradientAlgorithm):
         batch = self._make_batch([*self._history(normalizer), newest])
         if batch.n_samples < 2:
             return self._skip_update(newest)
-        surrogate = self._surrogate(self._thinned(centred(batch, False) if self.normalize_advantage else batch))  # step 1
+        surrogate = self._surrogate(self._thinned(self._centred(batch)))  # step 1
         solution = self._solve(surrogate, surrogate.gradient)  # steps 2-3
         step = backtrack(
             surrogate,
@@ -212,14 +210,17 @@ class AdaptiveTRPO(MeasuringAlgorithm, NaturalGradientAlgorithm):
         self._take_step(step)
         if step.status is StepStatus.ACCEPTED:
             promise = self._promise(surrogate, solution, step)
-            self._await_judgement(before, newest, normalizer, promise)
+            self._await_judgement(before, None, newest, normalizer, promise)
         elif step.radius_at_fault:
             self.region = shrink_radius(self.region, self.rule)
-        value_loss = self._fit_critic(self._make_batch([newest]))
+        value_loss = self._fit_critic(self._make_batch([newest]) if batch.reused else batch)
         self._remember(rollout)
         self._record_step(step, surrogate)
         self._record_solution(solution)
         self._record_fit(newest, value_loss)
+
+    def _centred(self, batch: Batch) -> Batch:
+        return centred(batch, scale=False) if self.normalize_advantage else batch
 
     def _promise(self, surrogate: Surrogate, solution: CGSolution, step: Step) -> Promise:
         """What the step promises on data that it was not fitted to."""
@@ -253,21 +254,3 @@ class AdaptiveTRPO(MeasuringAlgorithm, NaturalGradientAlgorithm):
         self._remember(rollout)
         self._record_status(StepStatus.REJECTED)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-
-    def learn(
-        self: SelfAdaptiveTRPO,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "AdaptiveTRPO",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfAdaptiveTRPO:
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )

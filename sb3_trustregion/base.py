@@ -159,10 +159,10 @@ class NaturalGradientAlgorithm(RecordingAlgorithm):
         """
         critic = critic_parameters(self.policy, self.actor)
         optimizer = self.policy.optimizer
-        if not critic or self.n_critic_updates == 0:
+        if not critic or self.n_critic_updates == 0 or batch.n_samples == 0:
             return 0.0
         before = [parameter.detach().clone() for parameter in critic]
-        state_before = {parameter: _copied(optimizer.state.get(parameter, {})) for parameter in critic}
+        state_before = [_copied(optimizer.state.get(parameter, {})) for parameter in critic]
         optimizer.zero_grad(set_to_none=True)
         self.policy.set_training_mode(True)
         losses = [self._critic_step(batch, index, critic) for index in self._mini_batches(batch.n_samples)]
@@ -171,17 +171,17 @@ class NaturalGradientAlgorithm(RecordingAlgorithm):
         if np.isfinite(mean_loss) and all(bool(th.isfinite(parameter).all()) for parameter in critic):
             return mean_loss
         with th.no_grad():
-            for parameter, value in zip(critic, before, strict=True):
+            for parameter, value, state in zip(critic, before, state_before, strict=True):
                 parameter.copy_(value)
-        optimizer.state.update(state_before)
+                optimizer.state[parameter] = state
         return float("nan")
 
     def _mini_batches(self, n_samples: int) -> list[th.Tensor]:
         permutations = (th.randperm(n_samples).to(self.device) for _ in range(self.n_critic_updates))
-        return [index for order in permutations for index in order.split(self.batch_size)]
+        return [index for order in permutations for index in th.split(order, self.batch_size)]
 
     def _critic_step(self, batch: Batch, index: th.Tensor, critic: list[th.nn.Parameter]) -> th.Tensor:
-        values = self.policy.predict_values(take(batch.observations, index)).flatten()  # type: ignore[arg-type]
+        values = self.policy.predict_values(take(batch.observations, index)).flatten()
         loss = F.mse_loss(values, batch.returns[index])
         # Only these: with a shared features extractor a plain backward would move the actor.
         for parameter, gradient in zip(critic, th.autograd.grad(loss, critic, allow_unused=True), strict=True):

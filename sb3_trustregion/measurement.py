@@ -1,6 +1,5 @@
 """Steps 4 and 5 for an algorithm: remember what a step promised, measure what it brought, undo it if it must be."""
 
-import copy
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,7 +16,6 @@ from sb3_trustregion.core.improvement import (
     episode_returns,
     performance,
 )
-from sb3_trustregion.core.parameters import snapshot
 from sb3_trustregion.core.radius import RadiusRule, TrustRegionState, update_radius
 from sb3_trustregion.core.rollouts import Normalizer, Rollout, appraise
 from sb3_trustregion.recording import LearningData, RecordingAlgorithm
@@ -259,12 +257,18 @@ class MeasuringAlgorithm(RecordingAlgorithm):
         raise NotImplementedError
 
     def _await_judgement(
-        self, before: dict[str, th.Tensor], newest: LearningData, normalizer: Normalizer, promise: Promise
+        self,
+        before: dict[str, th.Tensor],
+        optimizer: dict[str, Any] | None,
+        newest: LearningData,
+        normalizer: Normalizer,
+        promise: Promise,
     ) -> None:
         """
         Remember a step until the next rollout; by the surrogate it is judged at once.
 
         :param before: policy before the step and before the critic's fit
+        :param optimizer: state of the optimiser before the step; None where it does not move the actor
         :param newest: rollout k
         :param normalizer: its units
         :param promise: what the step promised
@@ -275,12 +279,7 @@ class MeasuringAlgorithm(RecordingAlgorithm):
             self._record_judgement(measured)
             return
         baseline = self._baseline(newest, normalizer)
-        optimizer = copy.deepcopy(self._optimizer_to_undo())
         self.memory.pending = PendingStep(before, optimizer, normalizer, baseline, promise)
-
-    def _optimizer_to_undo(self) -> dict[str, Any] | None:
-        """State of the optimiser before the step, where it moves the actor."""
-        return None
 
     def _record_judgement(self, measured: Improvement | None) -> None:
         region = self.region

@@ -1,18 +1,16 @@
 """Natural policy gradient: a fixed step along F⁻¹g."""
 
-from typing import Any, TypeVar
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_trustregion.base import NaturalGradientAlgorithm
 from sb3_trustregion.core.search import fixed_step
 from sb3_trustregion.recording import centred
 from sb3_trustregion.validation import as_schedule, check_schedule
-
-SelfNPG = TypeVar("SelfNPG", bound="NPG")
 
 
 class NPG(NaturalGradientAlgorithm):
@@ -142,21 +140,3 @@ class NPG(NaturalGradientAlgorithm):
         self._record_step(step, surrogate)
         self._record_solution(solution)
         self._record_fit(newest, value_loss)
-
-    def learn(
-        self: SelfNPG,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "NPG",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfNPG:
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )

@@ -51,8 +51,9 @@ class RolloutRecorder(BaseCallback):
         step = len(self._rewards)
         dones = np.array(self.locals["dones"], dtype=bool)
         vec_normalize = unwrap_vec_normalize(self.training_env)
-        normalised = vec_normalize is not None and vec_normalize.norm_reward
-        rewards = vec_normalize.get_original_reward() if normalised else self.locals["rewards"]
+        rewards = self.locals["rewards"]
+        if vec_normalize is not None and vec_normalize.norm_reward:
+            rewards = vec_normalize.get_original_reward()
         self._rewards.append(np.array(rewards, dtype=np.float64))
         self._dones.append(dones)
         # The statistics moved with this step, and the new observation was normalised with the new ones.
@@ -114,7 +115,7 @@ class RolloutRecorder(BaseCallback):
     def _stacked(self) -> ObsArray:
         seen = self._observations[:-1]
         if isinstance(seen[0], dict):
-            return {key: np.stack([obs[key] for obs in seen]) for key in seen[0]}  # type: ignore[call-overload]
+            return {key: np.stack([obs[key] for obs in seen]) for key in seen[0]}
         return np.stack(seen)  # type: ignore[arg-type]
 
 
@@ -145,9 +146,7 @@ def observation_normalizer(env: VecEnv) -> Normalizer | None:
     keys = [key for key in statistics if key == "" or key in (vec_normalize.norm_obs_keys or [])]
     above = _wrappers_above(env, vec_normalize)
     means = {key: _laid_out(statistics[key].mean, key, above) for key in keys}
-    scales = {
-        key: _laid_out(np.sqrt(statistics[key].var + vec_normalize.epsilon), key, above) for key in keys
-    }
+    scales = {key: _laid_out(np.sqrt(statistics[key].var + vec_normalize.epsilon), key, above) for key in keys}
     if not _fits(env.observation_space, means):
         _warn_once_about_layout(env)
         return None

@@ -1,20 +1,24 @@
-"""What all three algorithms share: a recorded rollout, its appraisal by a critic, the batch that an update learns from."""
+"""What all three algorithms share: a recorded rollout, its appraisal by a critic, the batch of an update."""
 
+import inspect
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import MaybeCallback
-from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.utils import get_device, obs_as_tensor
 from torch import nn
 from torch.func import functional_call
+from typing_extensions import Self
 
 from sb3_trustregion.core.divergence import Observations, check_supported
 from sb3_trustregion.core.improvement import alternating_signs, block_ids
@@ -35,8 +39,8 @@ from sb3_trustregion.core.rollouts import (
 from sb3_trustregion.core.search import StepStatus
 from sb3_trustregion.core.surrogate import ActionHead, Batch
 from sb3_trustregion.recorder import RolloutRecorder, snapshot_normalizer
+from sb3_trustregion.stock import StockModel
 from sb3_trustregion.validation import check_integer, check_number, check_schedule
-
 
 # From so many updates in a row without a usable step on, the user is told; from so many on, training ends.
 WARN_AFTER = 3
@@ -87,7 +91,7 @@ class ValueHead(nn.Module):
         :param observations: B observations
         :return: values, shape (B,)
         """
-        return self.policy.predict_values(observations).flatten()  # type: ignore[arg-type]
+        return self.policy.predict_values(observations).flatten()
 
 
 class RecordingAlgorithm(OnPolicyAlgorithm):
@@ -120,6 +124,31 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
         sample = self.policy.obs_to_tensor(self.observation_space.sample())[0]
         self.actor = actor_parameters(self.policy, sample)
 
+    @classmethod
+    def from_stock(cls, path: str | Path, env: GymEnv | str, device: th.device | str = "auto", **kwargs: Any) -> Self:
+        """
+        Go on from an agent that stock PPO, A2C or TRPO has trained: its policy, its critic, its settings.
+
+        Settings that keep their meaning are taken over; ``target_kl`` and ``cg_damping`` of TRPO are converted to the
+        joint action distribution. The optimiser's state is taken over from PPO to ``AdaptivePPO`` alone: elsewhere it
+        belonged to another loss. For ``VecNormalize``, hand over an ``env`` with the saved statistics.
+
+        :param path: the file that ``save`` wrote
+        :param env: the environment to go on in
+        :param device: device on which the code should run
+        :param kwargs: arguments of the constructor, which win over the file's
+        :return: a new model
+        :raises ValueError: where the file holds no actor-critic policy
+        """
+        stock = StockModel(path, get_device(device))
+        accepted = set(inspect.signature(cls).parameters)
+        arguments = {"policy": stock.data["policy_class"], **stock.arguments(accepted), **kwargs}
+        model = cls(env=env, device=device, **arguments)
+        model.policy.load_state_dict(stock.parameters["policy"])
+        if stock.is_ppo and "clip_range" in accepted:
+            model.policy.optimizer.load_state_dict(stock.parameters["policy.optimizer"])
+        return model
+
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "recorder", "actor"]
 
@@ -127,7 +156,7 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
         if isinstance(callback, list):
             callback = CallbackList(callback)
         elif not isinstance(callback, BaseCallback):
-            callback = ConvertCallback(callback)  # type: ignore[arg-type]
+            callback = ConvertCallback(callback)
         # First, so that it sees a step even if the user's callback ends training there.
         return super()._init_callback(CallbackList([self.recorder, callback]), progress_bar)
 
@@ -155,7 +184,7 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
         self.n_invalid += 1
         self.n_invalid_in_a_row += 1
         if self.n_invalid_in_a_row == WARN_AFTER:
-            warnings.warn(f"{WARN_AFTER} updates in a row without a policy step, the last because {reason}", stacklevel=3)
+            warnings.warn(f"{WARN_AFTER} updates without a policy step in a row, now because {reason}", stacklevel=3)
         if lasting and self.n_invalid_in_a_row >= STOP_AFTER:
             raise UnusableDataError(
                 f"{self.n_invalid_in_a_row} updates in a row could not be used, the last because {reason}. "
@@ -165,6 +194,35 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
     def _record_status(self, status: StepStatus) -> None:
         self.logger.record("train/step_status", status.value)
         self.logger.record("train/n_invalid", self.n_invalid)
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """
+        Train, as in SB3.
+
+        :param total_timesteps: the total number of samples (env steps) to train on, a lower bound
+        :param callback: callback(s) called at every step with state of the algorithm
+        :param log_interval: the number of updates between two logs
+        :param tb_log_name: the name of the run for TensorBoard; None for that of the class
+        :param reset_num_timesteps: whether to start anew, resetting the environments, or to go on
+        :param progress_bar: whether to display a progress bar
+        :return: the trained model
+        """
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name or type(self).__name__,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
 
     @property
     def _has_own_estimator(self) -> bool:
@@ -187,7 +245,7 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
 
         @th.no_grad()
         def value_of(observations: ObsArray) -> FloatArray:
-            tensors = obs_as_tensor(observations, self.device)  # type: ignore[arg-type]
+            tensors = obs_as_tensor(observations, self.device)
             values: th.Tensor = functional_call(head, named, (tensors,))
             return values.cpu().numpy()
 
@@ -214,7 +272,7 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
         values, residuals = self._appraise(rollout, normalizer)
         with th.no_grad():
             log_probs, _ = ActionHead(self.policy)(
-                obs_as_tensor(observations, self.device),  # type: ignore[arg-type]
+                obs_as_tensor(observations, self.device),
                 self._as_actions(rollout.actions),
             )
         ratios = np.exp(log_probs.cpu().numpy().astype(np.float64).reshape(rollout.shape) - rollout.log_probs)
@@ -237,7 +295,7 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
         first_ids = np.cumsum([0, *(ids.max() + 1 for ids in blocks)])
         ratios = _joined([part.ratios for part in parts])
         batch = Batch(
-            observations=obs_as_tensor(stack_observations([part.observations for part in parts]), self.device),  # type: ignore[arg-type]
+            observations=obs_as_tensor(stack_observations([part.observations for part in parts]), self.device),
             actions=th.cat([self._as_actions(part.rollout.actions) for part in parts]),
             log_probs=self._tensor(_joined([part.rollout.log_probs for part in parts])),
             weights=self._tensor(np.minimum(ratios, WEIGHT_CLIP)),
@@ -264,6 +322,21 @@ def usable_samples(batch: Batch) -> th.Tensor:
     for value in observations.values() if isinstance(observations, dict) else (observations,):
         if value.is_floating_point():
             usable &= (value.flatten(start_dim=1).abs() < LARGEST).all(dim=1)
+    return usable
+
+
+def usable_steps(buffer: RolloutBuffer) -> npt.NDArray[np.bool_]:
+    """
+    :param buffer: SB3's buffer, not yet flattened
+    :return: shape (T, N), whether all that it holds of a step is finite, squares included
+    """
+    observations = buffer.observations
+    arrays = list(observations.values()) if isinstance(observations, dict) else [observations]
+    arrays = [*arrays, buffer.log_probs, buffer.values, buffer.advantages, buffer.returns]
+    shape = buffer.log_probs.shape
+    usable = np.ones(shape, dtype=bool)
+    for array in arrays:
+        usable &= (np.abs(array.reshape(*shape, -1)) < LARGEST).all(axis=2)
     return usable
 
 

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 
 def check_number(
     name: str,
@@ -24,9 +26,7 @@ def check_number(
     """
     bounds = [(">", above), (">=", at_least), ("<", below), ("<=", at_most)]
     constraint = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound)) or "finite"
-    if not _is_number(value) or not (
-        math.isfinite(value) and above < value < below and at_least <= value <= at_most
-    ):
+    if not _is_number(value) or not (math.isfinite(value) and above < value < below and at_least <= value <= at_most):
         raise ValueError(f"{name} must be {constraint}, got {value!r}")
 
 
@@ -37,8 +37,7 @@ def check_integer(name: str, value: Any, at_least: int) -> None:
     :param at_least: inclusive lower bound
     :raises ValueError: where the value is no integer of at least that
     """
-    is_integer = _is_number(value) and float(value) == int(value) if _is_number(value) and math.isfinite(value) else False
-    if not is_integer or isinstance(value, float) or value < at_least:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < at_least:
         raise ValueError(f"{name} must be an integer >= {at_least}, got {value!r}")
 
 

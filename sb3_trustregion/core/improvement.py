@@ -177,6 +177,4 @@ def episode_returns(returns: FloatArray, lengths: FloatArray) -> Estimate:
     if len(returns) < 2:
         return Estimate(math.nan, math.inf)
     scale = float(np.mean(lengths))
-    return Estimate(
-        float(np.mean(returns)) / scale, float(np.std(returns, ddof=1)) / math.sqrt(len(returns)) / scale
-    )
+    return Estimate(float(np.mean(returns)) / scale, float(np.std(returns, ddof=1)) / math.sqrt(len(returns)) / scale)

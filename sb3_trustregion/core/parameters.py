@@ -26,9 +26,6 @@ class ParameterVector(NamedTuple):
         """Number of elements of each parameter."""
         return [math.prod(shape) for shape in self.shapes]
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.names
-
     def flatten(self, policy: ActorCriticPolicy) -> th.Tensor:
         """
         :param policy: the policy
@@ -42,7 +39,7 @@ class ParameterVector(NamedTuple):
         :param vector: shape (P,)
         :return: views into it by parameter name
         """
-        parts = vector.split(self.sizes)
+        parts = th.split(vector, self.sizes)
         return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
 
     @th.no_grad()
@@ -87,7 +84,7 @@ def critic_parameters(policy: ActorCriticPolicy, actor: ParameterVector) -> list
     :param actor: what influences the action distribution
     :return: all other trainable parameters: with a shared features extractor the critic must not move the actor
     """
-    return [p for name, p in policy.named_parameters() if p.requires_grad and name not in actor]
+    return [p for name, p in policy.named_parameters() if p.requires_grad and name not in actor.names]
 
 
 def snapshot(policy: ActorCriticPolicy) -> dict[str, th.Tensor]:

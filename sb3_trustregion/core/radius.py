@@ -8,10 +8,10 @@ s = √(2·KL) is, to second order,
 
     predicted = g·s,    actual = predicted - ½κ·s²
 
-so that a step gains most at length g/κ, where the ratio of actual to predicted is 1/2. g (how much improvement a step of
-unit length promises) and κ (how much of the promise its length breaks) are ratios of pooled sums over the last ``window``
-steps, each step weighed by its own standard error; κ is what ``actual`` lacks against g·s, not against the single
-``predicted``, which is noisier by far. The radius moves towards the longest step that the evidence
+so that a step gains most at length g/κ, where the ratio of actual to predicted is 1/2. g (how much improvement a step
+of unit length promises) and κ (how much of the promise its length breaks) are ratios of pooled sums over the last
+``window`` steps, each step weighed by its own standard error; κ is what ``actual`` lacks against g·s, not against the
+single ``predicted``, which is noisier by far. The radius moves towards the longest step that the evidence
 does not contradict: g at its upper, κ at its lower confidence limit. Where κ is not known yet the radius grows; where
 steps were long enough to hurt the sums say so at once; where nothing is promised any more it shrinks. That a ratio
 under noise must be relaxed by the noise is Sun & Nocedal 2022 (arXiv 2201.00973); actual against predicted is Conn,

@@ -202,7 +202,7 @@ def stack_observations(parts: list[ObsArray]) -> ObsArray:
     """
     first = parts[0]
     if isinstance(first, dict):
-        return {key: np.concatenate([part[key] for part in parts]) for key in first}  # type: ignore[call-overload]
+        return {key: np.concatenate([part[key] for part in parts]) for key in first}
     return np.concatenate(parts) if len(parts) > 1 else first  # type: ignore[arg-type]
 
 

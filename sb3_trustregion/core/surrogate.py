@@ -65,8 +65,17 @@ class Batch(NamedTuple):
         :return: these samples only
         """
         index = index.to(self.advantages.device)
-        tensors = (tensor[index] for tensor in self[1:7])
-        return Batch(take(self.observations, index), *tensors, self.blocks[index.cpu().numpy()], self.reused)
+        return Batch(
+            take(self.observations, index),
+            self.actions[index],
+            self.log_probs[index],
+            self.weights[index],
+            self.advantages[index],
+            self.returns[index],
+            self.signs[index],
+            self.blocks[index.cpu().numpy()],
+            self.reused,
+        )
 
 
 class Evaluation(NamedTuple):

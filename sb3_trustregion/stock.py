@@ -1,0 +1,58 @@
+"""Start from what stock PPO or TRPO has learned."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.save_util import load_from_zip_file
+
+# Arguments that mean the same wherever they appear.
+SHARED = ("n_steps", "gamma", "gae_lambda", "use_sde", "sde_sample_freq", "policy_kwargs", "normalize_advantage")
+FROM_PPO = (
+    "learning_rate", "batch_size", "n_epochs", "clip_range", "clip_range_vf", "ent_coef", "vf_coef", "max_grad_norm",
+    "target_kl",
+)  # fmt: skip
+FROM_TRPO = (
+    "learning_rate", "batch_size", "cg_max_steps", "cg_damping", "line_search_shrinking_factor",
+    "line_search_max_iter", "n_critic_updates", "target_kl", "sub_sampling_factor",
+)  # fmt: skip
+# sb3-contrib's KL and Fisher matrix are means over these dimensions, ours are sums.
+PER_DIMENSION = ("target_kl", "cg_damping")
+
+
+class StockModel:
+    """
+    A checkpoint of stock PPO, A2C or TRPO.
+
+    :param path: the file that ``save`` wrote
+    :param device: where its tensors go
+    :raises ValueError: where the file holds no actor-critic policy
+    """
+
+    def __init__(self, path: str | Path, device: th.device | str) -> None:
+        data, parameters, _ = load_from_zip_file(str(path), device=device)
+        if not data or "policy_class" not in data or "policy" not in parameters:
+            raise ValueError(f"path must name a model saved by Stable-Baselines3, got {str(path)!r}")
+        self.data: dict[str, Any] = data
+        self.parameters: dict[str, Any] = parameters  # state_dicts by name
+        self.is_trpo = "cg_damping" in data
+        self.is_ppo = "clip_range" in data
+
+    def arguments(self, accepted: set[str]) -> dict[str, Any]:
+        """
+        :param accepted: names of the constructor's arguments
+        :return: those that the checkpoint sets and that keep their meaning, in our units
+        """
+        like_ppo = self.is_ppo and "clip_range" in accepted
+        like_trpo = self.is_trpo and "cg_damping" in accepted
+        names = SHARED + (FROM_PPO if like_ppo else ()) + (FROM_TRPO if like_trpo else ())
+        taken = {name: self.data[name] for name in names if name in accepted and name in self.data}
+        if like_trpo:
+            taken |= {name: taken[name] * self._n_averaged() for name in PER_DIMENSION if name in taken}
+        return taken
+
+    def _n_averaged(self) -> int:
+        space = self.data["action_space"]
+        return int(np.prod(space.shape)) if isinstance(space, (spaces.Box, spaces.MultiBinary)) else 1
