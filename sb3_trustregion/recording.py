@@ -13,14 +13,12 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import get_device, obs_as_tensor
-from torch import nn
-from torch.func import functional_call
 from typing_extensions import Self
 
-from sb3_trustregion.core.divergence import Observations, check_supported
+from sb3_trustregion.core.divergence import check_supported
+from sb3_trustregion.core.functional import ActionHead, ValueHead
 from sb3_trustregion.core.improvement import alternating_signs, block_ids
 from sb3_trustregion.core.parameters import ParameterVector, actor_parameters
 from sb3_trustregion.core.rollouts import (
@@ -37,7 +35,7 @@ from sb3_trustregion.core.rollouts import (
     stack_observations,
 )
 from sb3_trustregion.core.search import StepStatus
-from sb3_trustregion.core.surrogate import ActionHead, Batch
+from sb3_trustregion.core.surrogate import Batch
 from sb3_trustregion.recorder import RolloutRecorder, snapshot_normalizer
 from sb3_trustregion.stock import StockModel
 from sb3_trustregion.validation import check_integer, check_number, check_schedule
@@ -73,25 +71,6 @@ class LearningData(NamedTuple):
     advantages: FloatArray
     returns: FloatArray
     values: FloatArray
-
-
-class ValueHead(nn.Module):
-    """
-    The critic as a function of its parameters, for ``functional_call``.
-
-    :param policy: the policy
-    """
-
-    def __init__(self, policy: ActorCriticPolicy) -> None:
-        super().__init__()
-        self.policy = policy
-
-    def forward(self, observations: Observations) -> th.Tensor:
-        """
-        :param observations: B observations
-        :return: values, shape (B,)
-        """
-        return self.policy.predict_values(observations).flatten()
 
 
 class RecordingAlgorithm(OnPolicyAlgorithm):
@@ -241,12 +220,11 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
         :return: its critic
         """
         head = ValueHead(self.policy)
-        named = {f"policy.{name}": value for name, value in (parameters or {}).items()}
 
         @th.no_grad()
         def value_of(observations: ObsArray) -> FloatArray:
             tensors = obs_as_tensor(observations, self.device)
-            values: th.Tensor = functional_call(head, named, (tensors,))
+            values: th.Tensor = head.at(parameters or {}, tensors)
             return values.cpu().numpy()
 
         return value_of

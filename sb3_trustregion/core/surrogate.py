@@ -14,17 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
-from torch import nn
-from torch.func import functional_call
 
 from sb3_trustregion.core.divergence import (
     Observations,
     Parameters,
-    distribution_parameters,
     kl_divergence,
-    preserved_distribution,
 )
 from sb3_trustregion.core.fisher import FisherProduct
+from sb3_trustregion.core.functional import ActionHead
 from sb3_trustregion.core.improvement import batch_means
 from sb3_trustregion.core.parameters import ParameterVector
 
@@ -99,28 +96,6 @@ class Evaluation(NamedTuple):
         return math.isfinite(self.gain) and math.isfinite(self.kl) and math.isfinite(self.distance)
 
 
-class ActionHead(nn.Module):
-    """
-    The policy as a function of its parameters, for ``functional_call``.
-
-    :param policy: the policy
-    """
-
-    def __init__(self, policy: ActorCriticPolicy) -> None:
-        super().__init__()
-        self.policy = policy
-
-    def forward(self, observations: Observations, actions: th.Tensor) -> tuple[th.Tensor, Parameters]:
-        """
-        :param observations: n observations
-        :param actions: n actions
-        :return: log π(a|s), shape (n,), and the parameters of the distributions
-        """
-        with preserved_distribution(self.policy):
-            distribution = self.policy.get_distribution(observations)
-            return distribution.log_prob(actions), distribution_parameters(distribution)
-
-
 def take(observations: Observations, index: th.Tensor) -> Observations:
     """
     :param observations: (n, ...) or a dict of those
@@ -169,8 +144,7 @@ class Surrogate:
     def _forward(
         self, vector: th.Tensor, observations: Observations, actions: th.Tensor
     ) -> tuple[th.Tensor, Parameters]:
-        parameters = {f"policy.{name}": value for name, value in self.actor.unflatten(vector).items()}
-        result: tuple[th.Tensor, Parameters] = functional_call(self.head, parameters, (observations, actions))
+        result: tuple[th.Tensor, Parameters] = self.head.at(self.actor.unflatten(vector), observations, actions)
         return result
 
     def _gradients(self, leaf: th.Tensor, log_probs: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:

@@ -1,0 +1,78 @@
+"""The policy as a function of its parameters: evaluated anywhere, changed nowhere."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
+from torch.func import functional_call
+
+from sb3_trustregion.core.divergence import (
+    Observations,
+    Parameters,
+    distribution_parameters,
+    preserved_distribution,
+)
+
+
+class PolicyFunction(nn.Module):
+    """
+    A function of the policy's parameters and of its arguments; a subclass says which, in ``forward``.
+
+    :param policy: the policy
+    """
+
+    def __init__(self, policy: ActorCriticPolicy) -> None:
+        super().__init__()
+        self.policy = policy
+        self._sites = tensor_sites(policy)
+
+    def at(self, tensors: Mapping[str, th.Tensor], *arguments: Any) -> Any:
+        """
+        :param tensors: values by name, of some or all of the policy's parameters and buffers
+        :param arguments: of ``forward``
+        :return: what ``forward`` returns with these values in place
+        """
+        replaced = {f"policy.{site}": value for name, value in tensors.items() for site in self._sites[name]}
+        # Tied weights are listed above: left to functional_call, a module known by two names is not put back right.
+        return functional_call(self, replaced, arguments, tie_weights=False)
+
+
+class ActionHead(PolicyFunction):
+    """The actor: log-probabilities and parameters of the action distribution."""
+
+    def forward(self, observations: Observations, actions: th.Tensor) -> tuple[th.Tensor, Parameters]:
+        """
+        :param observations: n observations
+        :param actions: n actions
+        :return: log π(a|s), shape (n,), and the parameters of the distributions
+        """
+        with preserved_distribution(self.policy):
+            distribution = self.policy.get_distribution(observations)
+            return distribution.log_prob(actions), distribution_parameters(distribution)
+
+
+class ValueHead(PolicyFunction):
+    """The critic: values."""
+
+    def forward(self, observations: Observations) -> th.Tensor:
+        """
+        :param observations: n observations
+        :return: V(s), shape (n,)
+        """
+        return self.policy.predict_values(observations).flatten()
+
+
+def tensor_sites(module: nn.Module) -> dict[str, list[str]]:
+    """
+    :param module: a module, perhaps with shared submodules or tied weights
+    :return: of each parameter and buffer, by its first name, the names of all distinct places that hold it
+    """
+    sites: dict[int, list[str]] = {}
+    for prefix, submodule in module.named_modules():  # each submodule once, whatever it is called elsewhere
+        held = {**submodule._parameters, **submodule._buffers}
+        for name, tensor in held.items():
+            if tensor is not None:
+                sites.setdefault(id(tensor), []).append(f"{prefix}.{name}" if prefix else name)
+    return {names[0]: names for names in sites.values()}
