@@ -233,6 +233,8 @@ class AdaptivePPO(MeasuringAlgorithm, PPO):
         predicted = Estimate(share * min(evaluation.gain, linear_gain), evaluation.gain_stderr)
         used = length >= USED_RADIUS * clip_range
         self.logger.record("train/reliability", share)
+        if linear_gain > 0.0:
+            self.logger.record("train/same_batch_ratio", evaluation.gain / linear_gain)
         return Promise(predicted, length, used, evaluation.gain, linear_gain)
 
     @contextmanager

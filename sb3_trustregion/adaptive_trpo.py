@@ -216,6 +216,7 @@ class AdaptiveTRPO(MeasuringAlgorithm, NaturalGradientAlgorithm):
         value_loss = self._fit_critic(self._make_batch([newest]) if batch.reused else batch)
         self._remember(rollout)
         self._record_step(step, surrogate)
+        self.logger.record("train/line_search_steps", step.n_backtracks)
         self._record_solution(solution)
         self._record_fit(newest, value_loss)
 

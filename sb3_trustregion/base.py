@@ -164,7 +164,7 @@ class NaturalGradientAlgorithm(RecordingAlgorithm):
         before = [parameter.detach().clone() for parameter in critic]
         state_before = [_copied(optimizer.state.get(parameter, {})) for parameter in critic]
         optimizer.zero_grad(set_to_none=True)
-        self.policy.set_training_mode(True)
+        self._enter_training_mode(critic)
         losses = [self._critic_step(batch, index, critic) for index in self._mini_batches(batch.n_samples)]
         self.policy.set_training_mode(False)
         mean_loss = float(th.stack(losses).mean())
@@ -175,6 +175,15 @@ class NaturalGradientAlgorithm(RecordingAlgorithm):
                 parameter.copy_(value)
                 optimizer.state[parameter] = state
         return float("nan")
+
+    def _enter_training_mode(self, critic: list[th.nn.Parameter]) -> None:
+        """Training mode but for batch statistics that are not the critic's alone: they would move the actor."""
+        self.policy.set_training_mode(True)
+        of_critic = {id(parameter) for parameter in critic}
+        for module in self.policy.modules():
+            own = [id(parameter) for parameter in module.parameters(recurse=False)]
+            if list(module.buffers(recurse=False)) and not (own and of_critic.issuperset(own)):
+                module.training = False
 
     def _mini_batches(self, n_samples: int) -> list[th.Tensor]:
         permutations = (th.randperm(n_samples).to(self.device) for _ in range(self.n_critic_updates))

@@ -222,7 +222,7 @@ class MeasuringAlgorithm(RecordingAlgorithm):
         self._judged = pending
         actual = difference(self._performance(rollout, pending), pending.baseline)
         promise = pending.promise
-        return Improvement(*actual, *promise.predicted, promise.length, promise.used_radius)
+        return Improvement(*actual, *promise.predicted, promise.length, promise.used_radius, promise.gain)
 
     def _performance(self, rollout: Rollout, pending: PendingStep) -> Estimate:
         """Mean TD residual of the rollout by the pending step's critic, or mean episode return per step."""
@@ -274,7 +274,8 @@ class MeasuringAlgorithm(RecordingAlgorithm):
         :param promise: what the step promised
         """
         if self.improvement_estimator == "surrogate":
-            measured = Improvement(promise.gain, 0.0, promise.linear_gain, 0.0, promise.length, promise.used_radius)
+            linear = promise.linear_gain
+            measured = Improvement(promise.gain, 0.0, linear, 0.0, promise.length, promise.used_radius, linear)
             self.region = update_radius(self.region, measured, self.rule)
             self._record_judgement(measured)
             return
@@ -295,4 +296,4 @@ class MeasuringAlgorithm(RecordingAlgorithm):
         if math.isfinite(region.pooled_ratio):
             self.logger.record("train/pooled_rho", region.pooled_ratio)
             self.logger.record("train/pooled_rho_stderr", region.pooled_ratio_stderr)
-            self.logger.record("train/noise_scale", region.noise_scale)
+            self.logger.record("train/pooled_share", region.pooled_share)

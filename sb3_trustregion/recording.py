@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import get_device, obs_as_tensor
 from typing_extensions import Self
@@ -43,6 +45,8 @@ from sb3_trustregion.validation import check_integer, check_number, check_schedu
 # From so many updates in a row without a usable step on, the user is told; from so many on, training ends.
 WARN_AFTER = 3
 STOP_AFTER = 20
+# Their distributions are not of an observation alone.
+WITH_MEMORY = RecurrentActorCriticPolicy
 # Squares of anything below this stay within single precision.
 LARGEST = 1e18
 
@@ -97,8 +101,12 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         self._validate()
+        if not issubclass(self.policy_class, ActorCriticPolicy) or issubclass(self.policy_class, WITH_MEMORY):
+            raise ValueError(f"policy must be an ActorCriticPolicy without memory, got {self.policy_class.__name__}")
         self.recorder = RolloutRecorder()
         super()._setup_model()
+        # Evaluation mode: the policy as it acts. Batch normalisation refuses a single sample otherwise.
+        self.policy.set_training_mode(False)
         check_supported(self.policy.action_dist)
         sample = self.policy.obs_to_tensor(self.observation_space.sample())[0]
         self.actor = actor_parameters(self.policy, sample)

@@ -39,6 +39,7 @@ class Improvement(NamedTuple):
     :param predicted_stderr: standard error of ``predicted``
     :param length: length of the step, √(2·KL), in √nats
     :param used_radius: whether the step went as far as the radius let it
+    :param in_sample: improvement on the batch that the step was fitted to, > 0, same units
     """
 
     actual: float
@@ -47,6 +48,12 @@ class Improvement(NamedTuple):
     predicted_stderr: float
     length: float
     used_radius: bool
+    in_sample: float
+
+    @property
+    def share(self) -> float:
+        """Which share of the in-sample improvement was predicted to hold on fresh data, cut to [-1, 1]."""
+        return min(max(self.predicted / self.in_sample, -1.0), 1.0)
 
     @property
     def ratio(self) -> float:
@@ -61,7 +68,8 @@ class Improvement(NamedTuple):
     @property
     def is_informative(self) -> bool:
         """Finite, and not the zero minus zero of a task without rewards."""
-        return all(math.isfinite(value) for value in self[:5]) and self.noise > 0.0 and self.length > 0.0
+        finite = all(math.isfinite(value) for value in (*self[:5], self.in_sample))
+        return finite and min(self.noise, self.length, self.in_sample) > 0.0
 
 
 def blocks_per_env(n_steps: int, n_envs: int) -> int:

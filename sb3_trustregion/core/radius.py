@@ -3,19 +3,18 @@ Step 5 of the trust-region algorithm: accept or roll back, grow or shrink the ra
 
 Pure Python on plain numbers. ``update_radius`` is the one seam: a new rule is one function in ``RULES``.
 
-The default rule, ``noise_aware``, fits the textbook's own picture to what was measured: the gain of a step of length
-s = √(2·KL) is, to second order,
+The default rule, ``noise_aware``, asks how the ratio falls with the length of a step, s = √(2·KL). To second order
 
-    predicted = g·s,    actual = predicted - ½κ·s²
+    actual = predicted·(1 - θ·s)
 
-so that a step gains most at length g/κ, where the ratio of actual to predicted is 1/2. g (how much improvement a step
-of unit length promises) and κ (how much of the promise its length breaks) are ratios of pooled sums over the last
-``window`` steps, each step weighed by its own standard error; κ is what ``actual`` lacks against g·s, not against the
-single ``predicted``, which is noisier by far. The radius moves towards the longest step that the evidence
-does not contradict: g at its upper, κ at its lower confidence limit. Where κ is not known yet the radius grows; where
-steps were long enough to hurt the sums say so at once; where nothing is promised any more it shrinks. That a ratio
-under noise must be relaxed by the noise is Sun & Nocedal 2022 (arXiv 2201.00973); actual against predicted is Conn,
-Gould & Toint 2000, ch. 6.
+(the model is linear, the truth bends), so that a step gains most where half of its promise is kept, at length 1/(2θ).
+θ is a ratio of sums over the last ``window`` steps, each step weighed by its own standard error, and the radius moves
+towards the longest step that the evidence does not contradict: θ at its lower confidence limit. Where there is no
+evidence yet the radius grows; where steps were long enough to hurt, the sums say so at once; where little is promised
+any more, harm weighs more and it shrinks. What a single step promises on fresh data is mostly noise, hence a promise is
+what the step gained on its own batch times the share of such gains that held over the window. That a ratio under
+noise must be relaxed by the noise is Sun & Nocedal 2022 (arXiv 2201.00973); actual against predicted is Conn, Gould &
+Toint 2000, ch. 6.
 """
 
 import math
@@ -28,8 +27,15 @@ from sb3_trustregion.core.improvement import Improvement
 GROWTH = 1.3
 SHRINKAGE = 0.6
 ROLLBACK_SHRINKAGE = 0.5
-# One-sided confidence limits, in standard errors: what may yet be true is given the benefit of the doubt.
+# Half of the promise kept is where a quadratic gains most, whatever its curvature.
+TARGET_RATIO = 0.5
+# One-sided: evidence against a radius counts from 1.25 standard errors on.
 SIGNIFICANCE = 1.25
+# Of a gain on the batch that a step was fitted to, at least so much is taken for real.
+LEAST_SHARE = 0.02
+# What is left of the evidence on longer steps after a full shrinkage. Shorter steps say little of their own: without
+# this, one unlucky draw among the first steps is never contradicted and holds the radius down for hundreds of updates.
+REMEMBERED = 0.7
 # Residuals are cut here, so that one freak rollout cannot rule the window.
 OUTLIER = 5.0
 
@@ -75,15 +81,12 @@ class TrustRegionState:
     :param actual: Σ actual improvement, fading over the window
     :param predicted: Σ predicted improvement
     :param variance: Σ squared standard error of ``actual``
-    :param promise: Σ predicted/noise
-    :param promise_variance: its variance, from the spread of ``predicted`` around g·length
-    :param reach: Σ length/noise, so that g = promise/reach
-    :param reach_2: Σ length²/noise
-    :param reach_3: Σ length³/noise
-    :param gain: Σ length·actual/noise, so that ½κ = (g·reach_2 - gain)/reach_3
-    :param gain_variance: its variance
-    :param chi_square: Σ squared residual of the fit, in standard errors
+    :param share: Σ predicted/in-sample gain
     :param weight: Σ 1, the effective number of pooled steps
+    :param promised: Σ length·promise/noise
+    :param gained: Σ length·actual/noise
+    :param gained_variance: its variance
+    :param leverage: Σ length²·promise/noise, so that θ = (promised - gained)/leverage
     :param n_judged: steps measured so far
     :param n_rollbacks: steps undone so far
     :param n_feedback: decisions that would have been others with ``actual`` taken for zero
@@ -95,15 +98,12 @@ class TrustRegionState:
     actual: float = 0.0
     predicted: float = 0.0
     variance: float = 0.0
-    promise: float = 0.0
-    promise_variance: float = 0.0
-    reach: float = 0.0
-    reach_2: float = 0.0
-    reach_3: float = 0.0
-    gain: float = 0.0
-    gain_variance: float = 0.0
-    chi_square: float = 0.0
+    share: float = 0.0
     weight: float = 0.0
+    promised: float = 0.0
+    gained: float = 0.0
+    gained_variance: float = 0.0
+    leverage: float = 0.0
     n_judged: int = 0
     n_rollbacks: int = 0
     n_feedback: int = 0
@@ -121,19 +121,9 @@ class TrustRegionState:
         return math.sqrt(self.variance) / abs(self.predicted) if self.predicted != 0.0 else math.nan
 
     @property
-    def slope(self) -> float:
-        """g: improvement promised per unit length of a step, reward per √nat."""
-        return self.promise / self.reach if self.reach > 0.0 else 0.0
-
-    @property
-    def half_curvature(self) -> float:
-        """½κ: improvement lost per squared length of a step, reward per nat."""
-        return (self.slope * self.reach_2 - self.gain) / self.reach_3 if self.reach_3 > 0.0 else 0.0
-
-    @property
-    def noise_scale(self) -> float:
-        """By how much residuals exceed their standard errors (Birge ratio), at least 1: phases, long correlations."""
-        return math.sqrt(max(self.chi_square / self.weight, 1.0)) if self.weight >= 5.0 else 1.0
+    def pooled_share(self) -> float:
+        """Share of in-sample gains that holds on fresh data, over the window."""
+        return max(self.share / self.weight, LEAST_SHARE) if self.weight > 0.0 else 1.0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers by name, for a checkpoint."""
@@ -167,12 +157,13 @@ def update_radius(state: TrustRegionState, measured: Improvement | None, rule: R
         return replace(undone, rolled_back=True, n_rollbacks=state.n_rollbacks + 1)
     decide = RULES[rule.kind]
     factor = decide(pooled, measured)
-    without_feedback = decide(replace(pooled, gain=0.0), measured._replace(actual=0.0))
+    without_feedback = decide(replace(pooled, gained=0.0), measured._replace(actual=0.0))
     if not measured.used_radius:
         # A step that stopped short says nothing about how much further it might have gone.
         factor, without_feedback = min(factor, 1.0), min(without_feedback, 1.0)
     changed = _direction(factor) != _direction(without_feedback)
-    moved = _scale(pooled, factor ** (rule.exponent / 2), rule)
+    kept = _forget_longer_steps(pooled) if factor <= SHRINKAGE else pooled
+    moved = _scale(kept, factor ** (rule.exponent / 2), rule)
     return replace(moved, rolled_back=False, n_feedback=state.n_feedback + int(changed))
 
 
@@ -201,39 +192,42 @@ def _pool(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> T
     """Add one measured step to the fading sums."""
     fade = 1.0 - 1.0 / rule.window
     noise, length = measured.noise, measured.length
-    limit = OUTLIER * (noise + abs(measured.predicted))
-    actual = min(max(measured.actual, measured.predicted - limit), measured.predicted + limit)
-    surprise = (measured.predicted - state.slope * length) / noise
-    residual = (actual - state.slope * length + state.half_curvature * length**2) / noise
+    state = replace(state, share=fade * state.share + measured.share, weight=fade * state.weight + 1.0)
+    promise = state.pooled_share * measured.in_sample
+    limit = OUTLIER * (noise + promise)
+    actual = min(max(measured.actual, promise - limit), promise + limit)
     return replace(
         state,
         actual=fade * state.actual + measured.actual,
         predicted=fade * state.predicted + measured.predicted,
         variance=fade**2 * state.variance + measured.stderr**2,
-        promise=fade * state.promise + measured.predicted / noise,
-        promise_variance=fade**2 * state.promise_variance + surprise**2,
-        reach=fade * state.reach + length / noise,
-        reach_2=fade * state.reach_2 + length**2 / noise,
-        reach_3=fade * state.reach_3 + length**3 / noise,
-        gain=fade * state.gain + length * actual / noise,
-        gain_variance=fade**2 * state.gain_variance + length**2,
-        chi_square=fade * state.chi_square + min(residual**2, OUTLIER**2),
-        weight=fade * state.weight + 1.0,
+        promised=fade * state.promised + length * promise / noise,
+        gained=fade * state.gained + length * actual / noise,
+        gained_variance=fade**2 * state.gained_variance + length**2,
+        leverage=fade * state.leverage + length**2 * promise / noise,
         n_judged=state.n_judged + 1,
     )
 
 
 def _noise_aware(state: TrustRegionState, measured: Improvement) -> float:
     """Factor on the squared length towards the longest step that the pooled evidence does not contradict."""
-    doubt = SIGNIFICANCE * state.noise_scale
-    g = state.slope + SIGNIFICANCE * math.sqrt(state.promise_variance) / state.reach
-    half_kappa = state.half_curvature - doubt * math.sqrt(state.gain_variance) / state.reach_3
-    if g <= 0.0:
-        return SHRINKAGE
-    if half_kappa <= 0.0:
+    doubt = SIGNIFICANCE * math.sqrt(state.gained_variance)
+    theta = (state.promised - state.gained - doubt) / state.leverage
+    if theta <= 0.0:
         return GROWTH
-    best_length = g / (2.0 * half_kappa)
+    best_length = (1.0 - TARGET_RATIO) / theta
     return min(max((best_length / measured.length) ** 2, SHRINKAGE), GROWTH)
+
+
+def _forget_longer_steps(state: TrustRegionState) -> TrustRegionState:
+    """Let the evidence count as that of fewer steps, so that the next shrinkage needs some of its own."""
+    return replace(
+        state,
+        promised=REMEMBERED * state.promised,
+        gained=REMEMBERED * state.gained,
+        gained_variance=REMEMBERED * state.gained_variance,
+        leverage=REMEMBERED * state.leverage,
+    )
 
 
 def _textbook(state: TrustRegionState, measured: Improvement) -> float:

@@ -1,0 +1,216 @@
+"""The grid: variants × tasks × seeds, from flags or a file, checked before anything is run."""
+
+import difflib
+import importlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import yaml
+
+from sb3_trustregion.benchmark import hyperparameters, provenance
+from sb3_trustregion.benchmark.results import Results, outdated
+from sb3_trustregion.benchmark.runs import RunSpec
+from sb3_trustregion.benchmark.variants import MAIN, MODULES, Variant, derive_variant, find_variant
+from sb3_trustregion.validation import check_integer
+
+EVALUATION_SEEDS = range(10)
+FIRST_TUNING_SEED = 1000
+SHARED_ENVIRONMENT: dict[str, Any] = {"n_envs": 1, "normalize": True}
+KEYS = {"output", "seeds", "tasks", "variants", "n_timesteps", "environment", "gym_packages"}
+SHOWN_DIFFERENCES = 5
+
+
+@dataclass(frozen=True)
+class Grid:
+    """
+    What is compared on what.
+
+    :param tasks: ids of the environments with the steps of a run; None for the smaller of RL Zoo's budgets
+    :param variants: the competitors
+    :param seeds: of the runs
+    :param output: folder of the results
+    :param is_evaluation: whether the seeds are those kept for claims
+    :param environment: what everyone shares where the entry of a task does not fix it
+    :param gym_packages: modules to import so that tasks are known
+    """
+
+    tasks: dict[str, int | None]
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...]
+    output: Path
+    is_evaluation: bool = False
+    environment: dict[str, Any] = field(default_factory=lambda: dict(SHARED_ENVIRONMENT))
+    gym_packages: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """
+        :raises ValueError: where something in the grid is unknown or out of range
+        """
+        for name, values in {"tasks": self.tasks, "variants": self.variants, "seeds": self.seeds}.items():
+            if not values:
+                raise ValueError(f"{name} must not be empty")
+        for seed in self.seeds:
+            check_seed(seed, self.is_evaluation)
+        for package in self.gym_packages:
+            _import(package)
+        for task, n_timesteps in self.tasks.items():
+            if n_timesteps is not None:
+                check_integer("n_timesteps", n_timesteps, at_least=1)
+            check_task(task)
+        for variant in self.variants:
+            self._check_replay(variant)
+
+    def _check_replay(self, variant: Variant) -> None:
+        if not variant.replays:
+            return
+        if len(self.seeds) < 2:
+            raise ValueError(f"seeds must be at least two for {variant.name}, which replays another seed's radius")
+        if variant.replays not in {other.name for other in self.variants}:
+            raise ValueError(f"variants must contain {variant.replays}, whose radius {variant.name} replays")
+
+    def specs(self) -> tuple[list[RunSpec], list[str]]:
+        """
+        :return: the runs, those of the first seed first; and what is left out for want of tuned hyperparameters
+        """
+        runs, left_out = [], []
+        for position, seed in enumerate(self.seeds):
+            for task in self.tasks:
+                for variant in self.variants:
+                    spec = self._spec(task, variant, seed)
+                    if spec is not None:
+                        runs.append(spec)
+                    elif position == 0:
+                        left_out.append(f"{variant.name} on {task}: no hyperparameters of its own")
+        if not runs:
+            raise ValueError(f"variants must have hyperparameters for one of the tasks: {'; '.join(left_out)}")
+        return runs, left_out
+
+    def _spec(self, task: str, variant: Variant, seed: int) -> RunSpec | None:
+        n_timesteps = self.tasks[task] or hyperparameters.usual_timesteps(task)
+        resolved = hyperparameters.resolve(variant, task, n_timesteps, self.environment)
+        if resolved is None:
+            return None
+        return RunSpec(
+            variant=variant,
+            task=task,
+            seed=seed,
+            n_timesteps=n_timesteps,
+            hyperparameters=resolved,
+            versions=provenance.package_versions(str(gym.spec(task).entry_point)),
+            code="" if variant.is_stock else provenance.code_hash(MODULES[variant.algorithm]),
+            gym_packages=list(self.gym_packages),
+            replayed_seed=self._next_seed(seed) if variant.replays else None,
+        )
+
+    def _next_seed(self, seed: int) -> int:
+        # A run's own schedule would make it itself again.
+        return self.seeds[(self.seeds.index(seed) + 1) % len(self.seeds)]
+
+
+def check_seed(seed: Any, is_evaluation: bool) -> None:
+    """
+    :param seed: a seed
+    :param is_evaluation: whether the run is for a claim
+    :raises ValueError: where it is none of that kind
+    """
+    check_integer("seed", seed, at_least=0)
+    if is_evaluation and seed not in EVALUATION_SEEDS:
+        raise ValueError(f"seed must be one of 0-9 with --evaluation, got {seed}")
+    if not is_evaluation and seed in EVALUATION_SEEDS:
+        raise ValueError(f"seed must be >= {FIRST_TUNING_SEED}: 0-9 are for claims and need --evaluation, got {seed}")
+    if not is_evaluation and seed < FIRST_TUNING_SEED:
+        raise ValueError(f"seed must be >= {FIRST_TUNING_SEED}, or one of 0-9 with --evaluation, got {seed}")
+
+
+def check_task(task: str) -> None:
+    """
+    :param task: id of an environment
+    :raises ValueError: where Gymnasium does not know it or cannot make it
+    """
+    if task not in gym.registry:
+        close = difflib.get_close_matches(task, gym.registry, n=3)
+        hint = f" (did you mean {', '.join(close)}?)" if close else ""
+        raise ValueError(f"task must be an id that Gymnasium knows, got {task!r}{hint}")
+    try:
+        gym.make(task).close()
+    except Exception as error:
+        raise ValueError(f"task must be an environment that can be made, got {task!r}: {error}") from error
+
+
+def check_results(specs: list[RunSpec], results: Results, rerun_outdated: bool) -> None:
+    """
+    :param specs: the runs that are wanted
+    :param results: what is there
+    :param rerun_outdated: whether results of other versions give way to new ones
+    :raises ValueError: where results of other versions would be mixed with them
+    """
+    if rerun_outdated:
+        return
+    differing = []
+    for spec in specs:
+        run = results.find(spec.key)
+        differences = outdated(spec, run) if run is not None else []
+        if differences:
+            differing.append(f"  {spec.title}: {'; '.join(differences[:SHOWN_DIFFERENCES])}")
+    if differing:
+        more = f"\n  and {len(differing) - SHOWN_DIFFERENCES} more" if len(differing) > SHOWN_DIFFERENCES else ""
+        listed = "\n".join(differing[:SHOWN_DIFFERENCES]) + more
+        raise ValueError(
+            f"output must hold no results of another version, got {len(differing)} in {str(results.output)!r}:\n{listed}\n"
+            "Choose another folder, or run them again with --rerun-outdated."
+        )
+
+
+def read_grid(path: Path) -> dict[str, Any]:
+    """
+    :param path: a YAML file
+    :return: its entries, ``output`` relative to the file, and the file's name without suffix where it is missing
+    :raises ValueError: where it is no such file, or has entries that mean nothing
+    """
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"grid must be a YAML file that can be read, got {str(path)!r}: {error}") from error
+    if not isinstance(values, dict) or set(values) - KEYS:
+        wrong = sorted(set(values) - KEYS) if isinstance(values, dict) else values
+        raise ValueError(f"grid must have the entries {', '.join(sorted(KEYS))}, got {wrong!r}")
+    return {**values, "output": path.parent / values.get("output", path.stem)}
+
+
+def make_grid(values: dict[str, Any], is_evaluation: bool) -> Grid:
+    """
+    :param values: entries as in a file
+    :param is_evaluation: whether the seeds are those kept for claims
+    :return: the grid, checked
+    :raises ValueError: where something in it is unknown or out of range
+    """
+    n_timesteps = values.get("n_timesteps")
+    tasks = values.get("tasks") or {}
+    lengths = dict(tasks) if isinstance(tasks, dict) else dict.fromkeys(tasks)
+    grid = Grid(
+        tasks={task: n_timesteps if length is None else length for task, length in lengths.items()},
+        variants=tuple(_variant(entry) for entry in values.get("variants") or MAIN),
+        seeds=tuple(dict.fromkeys(values.get("seeds") or ())),
+        output=Path(values["output"]),
+        is_evaluation=is_evaluation,
+        environment=SHARED_ENVIRONMENT | (values.get("environment") or {}),
+        gym_packages=tuple(values.get("gym_packages") or ()),
+    )
+    grid.check()
+    return grid
+
+
+def _variant(entry: Any) -> Variant:
+    if isinstance(entry, dict) and len(entry) == 1:
+        [(name, definition)] = entry.items()
+        return derive_variant(str(name), definition)
+    return find_variant(str(entry))
+
+
+def _import(package: str) -> None:
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        raise ValueError(f"gym_packages must be modules that can be imported, got {package!r}: {error}") from error

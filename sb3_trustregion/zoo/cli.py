@@ -1,0 +1,60 @@
+"""``python -m sb3_trustregion.zoo``: RL Zoo's scripts with our algorithms registered, no start-up hook needed."""
+
+import argparse
+import importlib
+import runpy
+import sys
+
+from sb3_trustregion.zoo import doctor, register
+
+# Scripts that are a function, and the module that has it.
+_FUNCTIONS = {
+    "train": "rl_zoo3.train",
+    "enjoy": "rl_zoo3.enjoy",
+    "plot_train": "rl_zoo3.plots",
+    "plot_from_file": "rl_zoo3.plots",
+    "all_plots": "rl_zoo3.plots",
+}
+# Scripts that are the main block of a module. RL Zoo's ``benchmark`` and ``record_training`` are missing
+# on purpose: they start ``python -m rl_zoo3...`` themselves, and only the hook reaches into those.
+_MODULES = {
+    "record_video": "rl_zoo3.record_video",
+    "push_to_hub": "rl_zoo3.push_to_hub",
+    "load_from_hub": "rl_zoo3.load_from_hub",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """
+    Run one of RL Zoo's scripts, or the doctor.
+
+    :param argv: Command and its arguments, by default those of the process
+    :return: Exit code
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m sb3_trustregion.zoo",
+        description="RL Zoo's scripts, which know npg, adaptive_trpo and adaptive_ppo here; "
+        "doctor tells what is registered and why not.",
+    )
+    parser.add_argument("command", choices=[*_FUNCTIONS, *_MODULES, "doctor"])
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="as RL Zoo takes them: COMMAND -h lists them")
+    args = parser.parse_args(argv)
+    if args.command == "doctor":
+        return doctor.main(args.arguments)
+    _run_script(args.command, args.arguments)
+    return 0
+
+
+def _run_script(command: str, arguments: list[str]) -> None:
+    """
+    Run a script of RL Zoo in this process.
+
+    :param command: Name of the script
+    :param arguments: Its arguments
+    """
+    register()
+    sys.argv = [command, *arguments]
+    if command in _FUNCTIONS:
+        getattr(importlib.import_module(_FUNCTIONS[command]), command)()
+    else:
+        runpy.run_module(_MODULES[command], run_name="__main__", alter_sys=True)

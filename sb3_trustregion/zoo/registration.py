@@ -1,0 +1,96 @@
+"""
+What is written into RL Zoo: three tables, and where the default hyperparameter files are.
+
+Each function imports the Zoo module that it changes, so that the start-up hook can call them one at a time.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import sb3_trustregion
+
+# RL Zoo's name of each algorithm, and its class in sb3_trustregion.
+ALGORITHMS = {"npg": "NPG", "adaptive_trpo": "AdaptiveTRPO", "adaptive_ppo": "AdaptivePPO"}
+
+_PATCHED = "_sb3_trustregion_defaults"
+
+
+def register() -> None:
+    """Make the algorithms known to RL Zoo. Calling it again changes nothing."""
+    register_algorithms()
+    register_samplers()
+    register_hyperparameters()
+
+
+def register_algorithms() -> None:
+    """Add the classes to ``ALGOS``, which several modules of RL Zoo import by name: it is changed in place."""
+    from rl_zoo3.utils import ALGOS
+
+    classes = {name: getattr(sb3_trustregion, class_name) for name, class_name in ALGORITHMS.items()}
+    _add_missing(ALGOS, classes)
+
+
+def register_samplers() -> None:
+    """Add the search spaces of ``-optimize``, and the way back from a stored trial to hyperparameters."""
+    from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER, convert_onpolicy_params
+
+    from sb3_trustregion.zoo.samplers import SAMPLERS
+
+    _add_missing(HYPERPARAMS_SAMPLER, SAMPLERS)
+    _add_missing(HYPERPARAMS_CONVERTER, dict.fromkeys(ALGORITHMS, convert_onpolicy_params))
+
+
+def register_hyperparameters() -> None:
+    """Make ``ExperimentManager`` read our YAML files for our algorithms, unless it is given a file."""
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    if not hasattr(ExperimentManager.__init__, _PATCHED):
+        ExperimentManager.__init__ = _with_our_hyperparameters(ExperimentManager.__init__)  # type: ignore[method-assign]
+
+
+def hyperparameters_path(algorithm: str) -> Path:
+    """
+    Where the default hyperparameters of an algorithm are.
+
+    :param algorithm: RL Zoo's name of the algorithm
+    :return: Path of the YAML file: inside the package (wheel) or beside it (source checkout)
+    """
+    package = Path(__file__).parents[1]
+    folder = package / "hyperparams"
+    if not folder.is_dir():
+        folder = package.parent / "hyperparams"
+    return folder / f"{algorithm}.yml"
+
+
+def _add_missing(table: dict[str, Any], entries: dict[str, Any]) -> None:
+    """
+    Add entries to a table in place. What a user has put there under one of our names stays.
+
+    :param table: Table of RL Zoo
+    :param entries: Entries to add
+    """
+    for name, entry in entries.items():
+        table.setdefault(name, entry)
+
+
+def _with_our_hyperparameters(init: Callable[..., None]) -> Callable[..., None]:
+    """
+    Wrap ``ExperimentManager.__init__``: without a ``config``, RL Zoo looks inside its own package only.
+
+    :param init: The constructor to wrap
+    :return: The constructor with our default for ``config``
+    """
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(self, *args, **kwargs)
+        if bound.arguments["algo"] in ALGORITHMS and not bound.arguments.get("config"):
+            bound.arguments["config"] = str(hyperparameters_path(bound.arguments["algo"]))
+        init(*bound.args, **bound.kwargs)
+
+    setattr(wrapper, _PATCHED, True)
+    return wrapper

@@ -1,0 +1,179 @@
+"""Small models, what happened in each of their updates, and their parameters bit for bit."""
+
+import inspect
+import random
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
+from sb3_trustregion.core.search import StepStatus
+from tests.environments import toy_vec_env
+
+ALGORITHMS = (NPG, AdaptiveTRPO, AdaptivePPO)
+MEASURING = (AdaptiveTRPO, AdaptivePPO)
+N_STEPS = 32
+N_ENVS = 2
+UPDATE = N_STEPS * N_ENVS  # time steps
+
+State = dict[str, th.Tensor]
+
+
+def make_model(algorithm: type[Any], env: VecEnv | None = None, policy: Any = "MlpPolicy", **kwargs: Any) -> Any:
+    """A model whose updates take milliseconds; arguments as in its constructor."""
+    is_ppo = "clip_range" in inspect.signature(algorithm).parameters
+    # Enough for PPO that its clip range matters.
+    epochs = {"n_epochs": 4, "learning_rate": 1e-2} if is_ppo else {"n_critic_updates": 2}
+    defaults = {"n_steps": N_STEPS, "batch_size": 32, "seed": 0, "device": "cpu", "policy_kwargs": {"net_arch": [8]}}
+    return algorithm(policy, toy_vec_env(N_ENVS) if env is None else env, **{**defaults, **epochs, **kwargs})
+
+
+def state_of(module: Any) -> State:
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def actor_of(model: Any, state: State | None = None) -> State:
+    """What acts, of the present policy or of another state of it."""
+    state = state_of(model.policy) if state is None else state
+    return {name: state[name] for name in model.actor.names}
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Bit for bit, through dictionaries and lists."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for item, twin in zip(one, other, strict=True):
+            assert_same(item, twin)
+    elif isinstance(one, (th.Tensor, np.ndarray)):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+    else:
+        assert one == other
+
+
+def differs(one: State, other: State) -> bool:
+    return any(not th.equal(one[name], other[name]) for name in one)
+
+
+def all_finite(state: State) -> bool:
+    return all(bool(th.isfinite(tensor).all()) for tensor in state.values())
+
+
+def randomise(policy: Any, scale: float = 3.0) -> None:
+    """Destroy a policy: all of its parameters give way to noise."""
+    with th.no_grad():
+        for parameter in policy.parameters():
+            parameter.normal_(std=scale)
+
+
+class Update(NamedTuple):
+    """
+    One ``train()``.
+
+    :param logged: what it logged
+    :param before: state_dict of the policy
+    :param after: the same after it
+    :param kl: mean joint KL(before‖after) by ``torch.distributions`` on the newest rollout, nats
+    """
+
+    logged: dict[str, Any]
+    before: State
+    after: State
+    kl: float
+
+    @property
+    def status(self) -> StepStatus:
+        return StepStatus(self.logged["train/step_status"])
+
+
+class Updates(BaseCallback):
+    """Keeps every update that a model makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[Update] = []
+        self._is_due = False
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        observations = self.model.rollout_buffer.observations  # type: ignore[attr-defined]
+        parts = observations if isinstance(observations, dict) else {"": observations}
+        # A copy in the order (T, N): PPO's buffer flattens in place.
+        flat = {key: np.array(value).reshape(-1, *value.shape[2:]) for key, value in parts.items()}
+        self._observations = obs_as_tensor(flat if isinstance(observations, dict) else flat[""], self.model.device)
+        self._before, self._old, self._is_due = state_of(self.model.policy), self._distributions(), True
+
+    def _on_rollout_start(self) -> None:
+        self._collect()
+
+    def _on_training_end(self) -> None:
+        self._collect()
+
+    def _collect(self) -> None:
+        if self._is_due:
+            logged = dict(self.model.logger.name_to_value)
+            after = state_of(self.model.policy)
+            self.made.append(Update(logged, self._before, after, mean_kl(self._old, self._distributions())))
+        self._is_due = False
+
+    def _distributions(self) -> list[th.distributions.Distribution]:
+        policy = self.model.policy
+        policy.set_training_mode(False)
+        with th.no_grad():
+            distribution: Distribution = policy.get_distribution(self._observations)  # type: ignore[operator]
+        parts = distribution.distribution
+        return parts if isinstance(parts, list) else [parts]
+
+
+def mean_kl(old: list[th.distributions.Distribution], new: list[th.distributions.Distribution]) -> float:
+    """Of the joint distribution, by PyTorch's own formulas."""
+    total = 0.0
+    for one, other in zip(old, new, strict=True):
+        kl = th.distributions.kl_divergence(one, other)
+        total += float(kl.flatten(start_dim=1).sum(dim=1).mean() if kl.dim() > 1 else kl.mean())
+    return total
+
+
+def train(model: Any, n_updates: int = 3, **kwargs: Any) -> list[Update]:
+    """Learn for some updates and tell what each did."""
+    updates = Updates()
+    n_steps = model.n_steps * model.n_envs
+    model.learn(n_updates * n_steps, callback=[*kwargs.pop("callbacks", []), updates], **kwargs)
+    return updates.made
+
+
+class RandomState:
+    """The state of every global random-number generator, to go back to."""
+
+    def __init__(self) -> None:
+        self.states = random.getstate(), np.random.get_state(), th.get_rng_state()  # noqa: NPY002
+
+    def restore(self) -> None:
+        python, numpy, torch = self.states
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        th.set_rng_state(torch)
+
+
+def assert_healthy(model: Any, updates: list[Update]) -> None:
+    """Parameters are finite, something was learned, and no accepted step left the radius."""
+    assert all_finite(state_of(model.policy))
+    assert any(update.status is StepStatus.ACCEPTED for update in updates)
+    for update in updates:
+        actors = actor_of(model, update.before), actor_of(model, update.after)
+        assert differs(*actors) == (update.status is not StepStatus.INVALID)
+        if isinstance(model, AdaptiveTRPO) and update.status is StepStatus.ACCEPTED:
+            bounded = "train/distance_from_data" if model.n_reused_rollouts > 1 else "train/kl_divergence"
+            assert 0.0 < update.logged[bounded] <= update.logged["train/radius"]
+            if model.n_reused_rollouts == 1 and model.sub_sampling_factor == 1:
+                assert 0.0 < update.kl <= update.logged["train/radius"] * (1.0 + 1e-3) + 1e-6

@@ -1,0 +1,377 @@
+"""Save, load, go on: bit for bit; and from the checkpoints of others."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from sb3_contrib import TRPO
+from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
+
+from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
+from tests.environments import ACTION_SPACES, toy_vec_env
+from tests.helpers import (
+    ALGORITHMS,
+    MEASURING,
+    UPDATE,
+    RandomState,
+    actor_of,
+    all_finite,
+    assert_healthy,
+    assert_same,
+    make_model,
+    randomise,
+    state_of,
+    train,
+)
+
+each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
+
+N_BEFORE, N_AFTER = 3, 3
+
+
+def environment(kind: str) -> VecEnv:
+    """A toy, wrapped."""
+    if kind == "plain":
+        return toy_vec_env()
+    if kind == "discrete":
+        return toy_vec_env(action_space=ACTION_SPACES["discrete"])
+    normalized = VecNormalize(toy_vec_env())
+    return VecFrameStack(normalized, 2) if kind == "stacked" else normalized
+
+
+def everything(model: Any) -> dict[str, Any]:
+    """All that decides how a model goes on."""
+    parts = {
+        "policy": state_of(model.policy),
+        "optimizer": model.policy.optimizer.state_dict(),
+        "counters": [model.num_timesteps, model._n_updates, model.n_invalid, model.n_invalid_in_a_row],
+        "last_obs": model._last_obs,
+    }
+    vec_normalize = model.get_vec_normalize_env()
+    if vec_normalize is not None:
+        rms = vec_normalize.obs_rms, vec_normalize.ret_rms
+        parts["statistics"] = [[one.mean, one.var, one.count] for one in rms]
+    if hasattr(model, "memory"):
+        parts["memory"] = model.memory.state_dict()
+    return parts
+
+
+RESUMED = [
+    *[(algorithm, kind, {}) for algorithm in ALGORITHMS for kind in ("plain", "discrete", "normalized", "stacked")],
+    *[(algorithm, "plain", {"use_sde": True, "sde_sample_freq": 4}) for algorithm in ALGORITHMS],
+    *[(algorithm, "plain", {"improvement_estimator": "episodes"}) for algorithm in MEASURING],
+    *[(algorithm, "plain", {"improvement_estimator": "surrogate"}) for algorithm in MEASURING],
+    (AdaptiveTRPO, "plain", {"n_reused_rollouts": 3}),
+    (AdaptiveTRPO, "normalized", {"n_reused_rollouts": 3}),
+    (AdaptiveTRPO, "stacked", {"n_reused_rollouts": 3, "use_sde": True, "sub_sampling_factor": 2}),
+    (AdaptiveTRPO, "plain", {"fisher_sub_sampling_factor": 2, "rollback_z": 0.1, "n_reused_rollouts": 3}),
+    (AdaptivePPO, "normalized", {"rollback_z": 0.1, "clip_range_vf": 0.2}),
+]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "kind", "arguments"), RESUMED, ids=lambda value: getattr(value, "__name__", None)
+)
+def test_loaded_model_goes_on_as_the_uninterrupted_one(
+    tmp_path: Path, algorithm: type[Any], kind: str, arguments: dict[str, Any]
+) -> None:
+    uninterrupted = make_model(algorithm, environment(kind), **arguments)
+    train(uninterrupted, N_BEFORE + N_AFTER)
+
+    env = environment(kind)
+    first = make_model(algorithm, env, **arguments)
+    train(first, N_BEFORE)
+    at_save, random_state = everything(first), RandomState()
+    first.save(tmp_path / "model")
+    randomise(first.policy)  # whatever is still shared with the first would show
+    second = algorithm.load(tmp_path / "model", env=env, force_reset=False, device="cpu")
+    random_state.restore()
+
+    assert_same(everything(second), at_save)
+    updates = train(second, N_AFTER, reset_num_timesteps=False)
+    assert_same(everything(second), everything(uninterrupted))
+    assert len(updates) == N_AFTER
+
+
+@pytest.mark.parametrize("algorithm", MEASURING)
+def test_trust_region_survives(tmp_path: Path, algorithm: type[Any]) -> None:
+    """What the comparison above rests on: there is something to lose, and it is not lost."""
+    arguments = {"n_reused_rollouts": 3} if algorithm is AdaptiveTRPO else {}
+    model = make_model(algorithm, **arguments)
+    initial = model.region
+    train(model, 4)
+    model.save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model", device="cpu")
+
+    assert loaded.region == model.region != initial
+    assert loaded.region.weight > 0.0
+    assert loaded.memory.pending is not None
+    assert_same(loaded.memory.pending.state_dict(), model.memory.pending.state_dict())
+    assert len(loaded.memory.rollouts) == (2 if algorithm is AdaptiveTRPO else 0)
+    for kept, original in zip(loaded.memory.rollouts, model.memory.rollouts, strict=True):
+        assert_same(kept._asdict(), original._asdict())
+        assert kept.dones.dtype == bool
+
+
+@each_algorithm
+def test_load_without_environment(tmp_path: Path, algorithm: type[Any]) -> None:
+    model = make_model(algorithm)
+    train(model)
+    model.save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model", device="cpu")
+    observations = np.stack([model.observation_space.sample() for _ in range(5)])
+    assert_same(loaded.predict(observations, deterministic=True)[0], model.predict(observations, deterministic=True)[0])
+
+    loaded.set_env(toy_vec_env())
+    assert_healthy(loaded, train(loaded))
+
+
+@each_algorithm
+def test_load_from_a_stream_and_into_more_environments(tmp_path: Path, algorithm: type[Any]) -> None:
+    model = make_model(algorithm)
+    train(model)
+    with (tmp_path / "model.zip").open("wb") as file:
+        model.save(file)
+    with (tmp_path / "model.zip").open("rb") as file:
+        loaded = algorithm.load(file, env=toy_vec_env(5), device="cpu")
+    assert loaded.n_envs == 5
+    updates = train(loaded)
+    assert_healthy(loaded, updates)
+    assert "train/rho" not in updates[0].logged  # other environments: the pending step cannot be judged
+
+
+@each_algorithm
+def test_load_validates_what_it_is_given(tmp_path: Path, algorithm: type[Any]) -> None:
+    model = make_model(algorithm)
+    model.save(tmp_path / "model")
+    assert algorithm.load(tmp_path / "model", gamma=0.5).gamma == 0.5
+    with pytest.raises(ValueError, match=r"gamma must be >= 0 and <= 1, got 1\.5"):
+        algorithm.load(tmp_path / "model", gamma=1.5)
+
+
+@each_algorithm
+def test_load_as_enjoy_does(tmp_path: Path, algorithm: type[Any]) -> None:
+    """RL Zoo's ``enjoy`` replaces what it need not unpickle."""
+    model = make_model(algorithm)
+    train(model)
+    model.save(tmp_path / "model")
+    custom_objects = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
+    loaded = algorithm.load(tmp_path / "model", custom_objects=custom_objects, device="cpu", seed=3)
+    observations = np.stack([model.observation_space.sample() for _ in range(5)])
+    assert_same(loaded.predict(observations, deterministic=True)[0], model.predict(observations, deterministic=True)[0])
+    # The pending step and the radius are still there for who goes on after all.
+    if algorithm is not NPG:
+        assert loaded.region == model.region
+
+
+@each_algorithm
+def test_zero_rates_leave_the_policy_as_it_is(tmp_path: Path, algorithm: type[Any]) -> None:
+    model = make_model(algorithm)
+    model.save(tmp_path / "model")
+    zeros = {"learning_rate": 0.0, "clip_range": lambda _: 0.0}
+    loaded = algorithm.load(tmp_path / "model", env=toy_vec_env(), custom_objects=zeros, device="cpu")
+    critic = state_of(loaded.policy.value_net)
+    train(loaded, 2)
+    assert_same(state_of(loaded.policy.value_net), critic)
+    if algorithm is AdaptivePPO:
+        assert_same(state_of(loaded.policy), state_of(model.policy))
+
+
+@each_algorithm
+def test_get_and_set_parameters(algorithm: type[Any]) -> None:
+    model, other = make_model(algorithm), make_model(algorithm, seed=1)
+    train(model)
+    train(other, 2)
+    other.set_parameters(model.get_parameters())
+    assert_same(state_of(other.policy), state_of(model.policy))
+    assert_same(other.policy.optimizer.state_dict(), model.policy.optimizer.state_dict())
+    if algorithm is not NPG:
+        assert_same(other.memory.state_dict(), model.memory.state_dict())
+    assert_healthy(other, train(other, reset_num_timesteps=False))
+
+
+@pytest.mark.parametrize("algorithm", MEASURING)
+def test_foreign_parameters_drop_the_pending_step(algorithm: type[Any]) -> None:
+    """Judged under other parameters it would credit them with what the step did."""
+    model, other = make_model(algorithm), make_model(PPO)
+    train(model)
+    region = model.region
+    assert model.memory.pending is not None
+    model.set_parameters(other.get_parameters())
+    assert model.memory.pending is None
+    assert model.region == region
+
+
+STOCK: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "ppo": (PPO, {"clip_range": 0.3, "target_kl": 0.05, "n_epochs": 3}),
+    "trpo": (TRPO, {"target_kl": 0.02, "cg_damping": 0.05, "cg_max_steps": 7}),
+    "a2c": (A2C, {}),
+}
+
+
+def stock_model(name: str, **kwargs: Any) -> Any:
+    stock, arguments = STOCK[name]
+    if stock is A2C:
+        # No mini-batches in A2C.
+        model = A2C("MlpPolicy", toy_vec_env(), n_steps=32, policy_kwargs={"net_arch": [8]}, seed=5, device="cpu")
+    else:
+        model = make_model(stock, seed=5, **{**arguments, **kwargs})
+    return model.learn(3 * UPDATE)
+
+
+@pytest.mark.parametrize("from_file", [True, False])
+@pytest.mark.parametrize("name", ["ppo", "trpo"])
+@each_algorithm
+def test_set_parameters_from_stock(tmp_path: Path, algorithm: type[Any], name: str, from_file: bool) -> None:
+    stock = stock_model(name)
+    model = make_model(algorithm)
+    if from_file:
+        stock.save(tmp_path / "stock")
+        model.set_parameters(tmp_path / "stock.zip")
+    else:
+        model.set_parameters(stock.get_parameters())
+    assert_same(state_of(model.policy), state_of(stock.policy))
+    assert_healthy(model, train(model))
+
+
+@pytest.mark.parametrize("name", STOCK)
+@each_algorithm
+def test_from_stock(tmp_path: Path, algorithm: type[Any], name: str) -> None:
+    stock = stock_model(name)
+    stock.save(tmp_path / "stock")
+    model = algorithm.from_stock(tmp_path / "stock", toy_vec_env(), device="cpu", batch_size=32, seed=2)
+
+    assert_same(state_of(model.policy), state_of(stock.policy))
+    observations = np.stack([model.observation_space.sample() for _ in range(5)])
+    assert_same(model.predict(observations, deterministic=True)[0], stock.predict(observations, deterministic=True)[0])
+    assert (model.n_steps, model.gamma, model.gae_lambda) == (stock.n_steps, stock.gamma, stock.gae_lambda)
+    assert model.batch_size == 32
+    assert_healthy(model, train(model))
+
+
+def test_from_stock_converts_units(tmp_path: Path) -> None:
+    """sb3-contrib averages KL and Fisher matrix over the action dimensions."""
+    stock_model("trpo").save(tmp_path / "trpo")
+    model = AdaptiveTRPO.from_stock(tmp_path / "trpo", toy_vec_env())
+    assert (model.target_kl, model.cg_damping, model.cg_max_steps) == (2 * 0.02, 2 * 0.05, 7)
+    assert model.region.radius == 2 * 0.02
+    assert NPG.from_stock(tmp_path / "trpo", toy_vec_env()).cg_damping == 2 * 0.05
+    assert AdaptiveTRPO.from_stock(tmp_path / "trpo", toy_vec_env(), target_kl=0.005).region.radius == 0.005
+
+    env = toy_vec_env(action_space=ACTION_SPACES["discrete"])
+    make_model(TRPO, env, target_kl=0.02, cg_damping=0.05).save(tmp_path / "discrete")
+    model = AdaptiveTRPO.from_stock(tmp_path / "discrete", env)
+    assert (model.target_kl, model.cg_damping) == (0.02, 0.05)
+
+
+def test_from_stock_takes_over_the_optimiser_of_ppo(tmp_path: Path) -> None:
+    stock = stock_model("ppo")
+    stock.save(tmp_path / "ppo")
+    model = AdaptivePPO.from_stock(tmp_path / "ppo", toy_vec_env())
+    assert (model.n_epochs, model.target_kl, model.clip_range(1.0)) == (3, 0.05, 0.3)
+    assert_same(model.policy.optimizer.state_dict(), stock.policy.optimizer.state_dict())
+    # TRPO's Adam and ours fit a critic; PPO's moved the actor as well.
+    assert not AdaptiveTRPO.from_stock(tmp_path / "ppo", toy_vec_env()).policy.optimizer.state_dict()["state"]
+
+
+@each_algorithm
+def test_from_stock_with_gsde_and_statistics(tmp_path: Path, algorithm: type[Any]) -> None:
+    env = VecNormalize(toy_vec_env())
+    stock = make_model(
+        PPO, env, use_sde=True, sde_sample_freq=4, policy_kwargs={"net_arch": [8], "squash_output": True}
+    )
+    stock.learn(2 * UPDATE)
+    stock.save(tmp_path / "ppo")
+    env.save(str(tmp_path / "statistics.pkl"))
+    again = VecNormalize.load(str(tmp_path / "statistics.pkl"), toy_vec_env())
+    model = algorithm.from_stock(tmp_path / "ppo", again, device="cpu")
+    assert model.use_sde
+    assert model.policy.squash_output
+    assert_same(state_of(model.policy), state_of(stock.policy))
+    assert_healthy(model, train(model))
+
+
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+@each_algorithm
+def test_from_stock_says_what_it_cannot_use(tmp_path: Path, algorithm: type[Any]) -> None:
+    env = toy_vec_env(action_space=ACTION_SPACES["discrete"])
+    DQN("MlpPolicy", env, buffer_size=10, device="cpu").save(tmp_path / "dqn")
+    with pytest.raises(ValueError, match=r"ActorCriticPolicy.*DQNPolicy"):
+        algorithm.from_stock(tmp_path / "dqn", env)
+
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("readme", "not a model")
+    with pytest.raises(ValueError, match=r"path must name a model saved by Stable-Baselines3, got .*other"):
+        algorithm.from_stock(tmp_path / "other", env)
+
+
+@pytest.mark.parametrize("call", ["load", "from_stock", "set_parameters"])
+@pytest.mark.parametrize("fault", ["truncated", "foreign"])
+@each_algorithm
+def test_broken_files(tmp_path: Path, algorithm: type[Any], fault: str, call: str) -> None:
+    model = make_model(algorithm)
+    path = tmp_path / "model.zip"
+    model.save(path)
+    path.write_bytes(path.read_bytes()[:1000] if fault == "truncated" else b"foreign")
+    start = state_of(model.policy)
+    calls = {
+        "load": lambda: algorithm.load(path),
+        "from_stock": lambda: algorithm.from_stock(path, toy_vec_env()),
+        "set_parameters": lambda: model.set_parameters(path),
+    }
+    with pytest.raises(ValueError, match="zip"):
+        calls[call]()
+    assert_same(state_of(model.policy), start)
+
+
+@pytest.mark.parametrize("file", ["data", "policy.pth", "policy.optimizer.pth", "memory.pth"])
+def test_file_without_a_part(tmp_path: Path, file: str) -> None:
+    """Half a model is refused by name, but for the memory of the trust region, which then starts anew."""
+    model = make_model(AdaptiveTRPO)
+    train(model)
+    model.save(tmp_path / "whole")
+    with zipfile.ZipFile(tmp_path / "whole.zip") as whole, zipfile.ZipFile(tmp_path / "part.zip", "w") as part:
+        assert file in whole.namelist()
+        for name in whole.namelist():
+            if name != file:
+                part.writestr(name, whole.read(name))
+    if file == "memory.pth":
+        loaded = AdaptiveTRPO.load(tmp_path / "part")
+        assert_same(actor_of(loaded), actor_of(model))
+        assert loaded.memory.pending is None
+    else:
+        with pytest.raises((ValueError, KeyError, AssertionError), match=r"policy|optimizer|data"):
+            AdaptiveTRPO.load(tmp_path / "part")
+
+
+@each_algorithm
+def test_exclude_and_include(tmp_path: Path, algorithm: type[Any]) -> None:
+    model = make_model(algorithm)
+    train(model)
+    model.note = "mine"
+    model.save(tmp_path / "model", exclude=["gamma", "note"], include=["verbose"])
+    loaded = algorithm.load(tmp_path / "model")
+    assert not hasattr(loaded, "note")
+    assert loaded.gamma == 0.99  # the constructor's
+    assert loaded.verbose == model.verbose
+    model.save(tmp_path / "with_note")
+    assert algorithm.load(tmp_path / "with_note").note == "mine"
+
+
+@each_algorithm
+def test_checkpoint_loads_without_unpickling_tensors(tmp_path: Path, algorithm: type[Any]) -> None:
+    """Tensors and plain numbers alone, so that ``torch.load`` may refuse to run code; no environment, no graph."""
+    model = make_model(algorithm, **({"n_reused_rollouts": 3} if algorithm is AdaptiveTRPO else {}))
+    train(model)
+    model.save(tmp_path / "model")
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        parts = [name for name in archive.namelist() if name.endswith(".pth")]
+        for name in parts:
+            with archive.open(name) as file:
+                assert th.load(file, weights_only=True) is not None
+    assert ("memory.pth" in parts) == (algorithm is not NPG)
+    assert all_finite(state_of(algorithm.load(tmp_path / "model").policy))

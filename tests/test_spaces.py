@@ -1,0 +1,313 @@
+"""Every algorithm on whatever SB3's on-policy algorithms take: spaces, extractors, policies, buffers, vector envs."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
+from torch import nn
+
+from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
+from sb3_trustregion.core.search import StepStatus
+from tests.environments import ACTION_SPACES, OBSERVATION_SPACES, POLICIES, VECTOR, maker, toy_vec_env
+from tests.helpers import (
+    ALGORITHMS,
+    MEASURING,
+    N_ENVS,
+    N_STEPS,
+    actor_of,
+    assert_healthy,
+    assert_same,
+    make_model,
+    state_of,
+    train,
+)
+
+EXTRACTORS = {"image": {"features_dim": 8}, "dict": {"cnn_output_dim": 8}}
+# Only these have extractors with parameters to share.
+CASES = [(name, False) for name in OBSERVATION_SPACES] + [(name, True) for name in EXTRACTORS]
+
+each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
+
+
+@pytest.mark.parametrize(("observation", "separate"), CASES)
+@pytest.mark.parametrize("action", ACTION_SPACES)
+@each_algorithm
+def test_trains_on_every_space(algorithm: type[Any], action: str, observation: str, separate: bool) -> None:
+    env = toy_vec_env(observation_space=OBSERVATION_SPACES[observation], action_space=ACTION_SPACES[action])
+    policy_kwargs = {
+        "net_arch": [8],
+        "share_features_extractor": not separate,
+        "features_extractor_kwargs": EXTRACTORS.get(observation, {}),
+    }
+    model = make_model(algorithm, env, POLICIES.get(observation, "MlpPolicy"), policy_kwargs=policy_kwargs)
+
+    assert_healthy(model, train(model))
+
+    actions, _ = model.predict(env.reset(), deterministic=True)
+    assert all(env.action_space.contains(one) for one in np.asarray(actions, env.action_space.dtype))
+
+
+@pytest.mark.parametrize(
+    "policy_kwargs",
+    [{}, {"squash_output": True}, {"full_std": False}, {"use_expln": True}],
+    ids=["plain", "squashed", "one_std", "expln"],
+)
+@pytest.mark.parametrize("sde_sample_freq", [-1, 4])
+@each_algorithm
+def test_gsde(algorithm: type[Any], sde_sample_freq: int, policy_kwargs: dict[str, Any]) -> None:
+    arguments = {"use_sde": True, "sde_sample_freq": sde_sample_freq}
+    model = make_model(algorithm, policy_kwargs={"net_arch": [8], **policy_kwargs}, **arguments)
+    assert_healthy(model, train(model))
+
+
+class OddlyNamedExtractor(nn.Module):
+    """A two-headed network whose actor is called a value and whose critic is not."""
+
+    def __init__(self, features_dim: int) -> None:
+        super().__init__()
+        self.latent_dim_pi = self.latent_dim_vf = 8
+        self.value_free_actor = nn.Sequential(nn.Linear(features_dim, 8), nn.Tanh())
+        self.judge = nn.Sequential(nn.Linear(features_dim, 8), nn.Tanh())
+
+    def forward(self, features: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        return self.forward_actor(features), self.forward_critic(features)
+
+    def forward_actor(self, features: th.Tensor) -> th.Tensor:
+        return self.value_free_actor(features)
+
+    def forward_critic(self, features: th.Tensor) -> th.Tensor:
+        return self.judge(features)
+
+
+class OddlyNamedPolicy(ActorCriticPolicy):
+    def _build_mlp_extractor(self) -> None:
+        self.mlp_extractor = OddlyNamedExtractor(self.features_dim)
+
+
+class PolicyWithExtraHead(ActorCriticPolicy):
+    """A head for some other loss: nobody here may touch it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.world_model = nn.Linear(3, 3)
+        self.frozen = nn.Parameter(th.ones(2), requires_grad=False)
+
+
+class LayeredExtractor(BaseFeaturesExtractor):
+    """:param layer: put between two linear ones"""
+
+    def __init__(self, observation_space: spaces.Box, layer: type[nn.Module], **kwargs: Any) -> None:
+        super().__init__(observation_space, 8)
+        self.layers = nn.Sequential(nn.Linear(3, 8), layer(8, **kwargs), nn.Tanh(), nn.Linear(8, 8))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.layers(observations)
+
+
+class Dropout(nn.Dropout):
+    def __init__(self, features: int) -> None:
+        super().__init__(0.5)
+
+
+def test_actor_is_known_by_what_it_does_not_by_its_name() -> None:
+    model = make_model(AdaptiveTRPO, policy=OddlyNamedPolicy)
+    assert "mlp_extractor.value_free_actor.0.weight" in model.actor.names
+    assert not any("judge" in name or "value_net" in name for name in model.actor.names)
+
+
+@each_algorithm
+def test_custom_network(algorithm: type[Any]) -> None:
+    model = make_model(algorithm, policy=OddlyNamedPolicy)
+    start = state_of(model.policy)
+    assert_healthy(model, train(model))
+    assert not any(th.equal(start[name], tensor) for name, tensor in state_of(model.policy).items())
+
+
+@each_algorithm
+def test_extra_heads_are_left_alone(algorithm: type[Any]) -> None:
+    model = make_model(algorithm, policy=PolicyWithExtraHead)
+    start = state_of(model.policy)
+    assert_healthy(model, train(model))
+    untouched = {name for name, tensor in state_of(model.policy).items() if th.equal(start[name], tensor)}
+    assert untouched == {"world_model.weight", "world_model.bias", "frozen"}
+
+
+@pytest.mark.parametrize(
+    "extractor",
+    [
+        {"layer": Dropout},
+        {"layer": nn.BatchNorm1d},
+        {"layer": nn.BatchNorm1d, "affine": False},
+        {"layer": nn.LayerNorm},
+    ],
+    ids=["dropout", "batch_norm", "bare_batch_norm", "layer_norm"],
+)
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])
+@each_algorithm
+def test_layers_that_know_training_mode(algorithm: type[Any], extractor: dict[str, Any], shared: bool) -> None:
+    policy_kwargs = {
+        "net_arch": [8],
+        "features_extractor_class": LayeredExtractor,
+        "features_extractor_kwargs": extractor,
+        "share_features_extractor": shared,
+    }
+    model = make_model(algorithm, policy_kwargs=policy_kwargs)
+    assert_healthy(model, train(model, 4))
+
+
+@pytest.mark.parametrize("algorithm", [NPG, AdaptiveTRPO])
+@pytest.mark.parametrize(
+    ("observation", "extractor"),
+    [
+        ("image", {"features_extractor_kwargs": {"features_dim": 8}}),
+        ("dict", {"features_extractor_kwargs": {"cnn_output_dim": 8}}),
+        (
+            "vector",
+            {"features_extractor_class": LayeredExtractor, "features_extractor_kwargs": {"layer": nn.BatchNorm1d}},
+        ),
+        (
+            "vector",
+            {
+                "features_extractor_class": LayeredExtractor,
+                "features_extractor_kwargs": {"layer": nn.BatchNorm1d, "affine": False},
+            },
+        ),
+    ],
+    ids=["image", "dict", "batch_norm", "bare_batch_norm"],
+)
+def test_critic_leaves_a_shared_extractor_to_the_actor(
+    algorithm: type[Any], observation: str, extractor: dict[str, Any]
+) -> None:
+    """The last word on KL is the step's: the critic's fit, though long, changes nothing of what acts."""
+    env = toy_vec_env(observation_space=OBSERVATION_SPACES[observation])
+    policy_kwargs = {"net_arch": [8], "share_features_extractor": True, **extractor}
+    policy = POLICIES.get(observation, "MlpPolicy")
+    model = make_model(algorithm, env, policy, policy_kwargs=policy_kwargs, n_critic_updates=20)
+    assert any(name.startswith("features_extractor") for name in model.actor.names)
+
+    for update in train(model):
+        assert update.kl == pytest.approx(update.logged["train/kl_divergence"], rel=1e-2)
+        assert not th.equal(update.before["value_net.weight"], update.after["value_net.weight"])
+
+
+class MonteCarloBuffer(RolloutBuffer):
+    """
+    Advantages of its own.
+
+    :param scale: on them
+    """
+
+    def __init__(self, *args: Any, scale: float = 1.0, **kwargs: Any) -> None:
+        self.scale = scale
+        super().__init__(*args, **kwargs)
+
+    def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
+        following = last_values.numpy().flatten() * (1.0 - dones)
+        for t in reversed(range(self.buffer_size)):
+            self.returns[t] = self.rewards[t] + self.gamma * following
+            following = self.returns[t] * (1.0 - self.episode_starts[t])
+        self.advantages = self.scale * (self.returns - self.values)
+
+
+@each_algorithm
+def test_custom_rollout_buffer(algorithm: type[Any]) -> None:
+    model = make_model(algorithm, rollout_buffer_class=MonteCarloBuffer)
+    assert_healthy(model, train(model))
+
+
+@pytest.mark.filterwarnings("ignore:.*updates without a policy step")
+@each_algorithm
+def test_custom_rollout_buffer_has_the_last_word_on_advantages(algorithm: type[Any]) -> None:
+    arguments = {"rollout_buffer_class": MonteCarloBuffer, "rollout_buffer_kwargs": {"scale": 0.0}}
+    model = make_model(algorithm, **arguments)
+    start = actor_of(model)
+    updates = train(model)
+    assert_same(start, actor_of(model))
+    assert updates[-1].logged["train/value_loss"] > 0.0  # returns are its own too
+
+
+def wrapped(kind: str) -> VecEnv:
+    if kind == "plain":
+        return toy_vec_env()
+    if kind == "normalized_dict":
+        space = spaces.Dict({"vector": VECTOR, "other": spaces.Box(-9.0, 9.0, (2,))})
+        return VecNormalize(toy_vec_env(observation_space=space), norm_obs_keys=["vector"])
+    normalized = VecNormalize(toy_vec_env())
+    return VecFrameStack(normalized, 3) if kind == "stacked" else normalized
+
+
+@pytest.mark.parametrize("n_reused_rollouts", [1, 3])
+@pytest.mark.parametrize("kind", ["plain", "normalized", "normalized_dict", "stacked"])
+def test_reused_rollouts_in_every_unit(kind: str, n_reused_rollouts: int) -> None:
+    policy = "MultiInputPolicy" if "dict" in kind else "MlpPolicy"
+    model = make_model(AdaptiveTRPO, wrapped(kind), policy, n_reused_rollouts=n_reused_rollouts)
+    updates = train(model, 5)
+    assert_healthy(model, updates)
+    assert updates[-1].logged["train/n_rollouts"] == n_reused_rollouts
+    assert updates[-1].logged["train/n_samples"] == n_reused_rollouts * N_STEPS * N_ENVS
+
+
+@pytest.mark.parametrize("kind", ["normalized", "normalized_dict", "stacked"])
+@pytest.mark.parametrize("algorithm", [NPG, AdaptivePPO])
+def test_normalized_environments(algorithm: type[Any], kind: str) -> None:
+    model = make_model(algorithm, wrapped(kind), "MultiInputPolicy" if "dict" in kind else "MlpPolicy")
+    assert_healthy(model, train(model))
+
+
+@pytest.mark.slow
+def test_processes_change_nothing() -> None:
+    """The same parameters from environments in processes of their own."""
+    env = SubprocVecEnv([maker()] * N_ENVS)
+    try:
+        for algorithm in ALGORITHMS:
+            apart = make_model(algorithm, env)
+            assert_healthy(apart, train(apart))
+            together = make_model(algorithm)
+            train(together)
+            assert_same(state_of(apart.policy), state_of(together.policy))
+    finally:
+        env.close()
+
+
+@pytest.mark.parametrize("action", ACTION_SPACES)
+@pytest.mark.parametrize("n_reused_rollouts", [1, 3])
+def test_sub_sampling(n_reused_rollouts: int, action: str) -> None:
+    env = toy_vec_env(action_space=ACTION_SPACES[action])
+    arguments = {"sub_sampling_factor": 2, "fisher_sub_sampling_factor": 4, "n_reused_rollouts": n_reused_rollouts}
+    model = make_model(AdaptiveTRPO, env, **arguments)
+    updates = train(model, 4)
+    assert_healthy(model, updates)
+    assert updates[-1].logged["train/n_samples"] == n_reused_rollouts * N_STEPS * N_ENVS // 2
+
+
+@pytest.mark.parametrize("factors", [(2, 1), (1, 4), (1, 1000)], ids=str)
+@pytest.mark.parametrize("algorithm", [NPG, AdaptiveTRPO])
+def test_each_sub_sampling_by_itself(algorithm: type[Any], factors: tuple[int, int]) -> None:
+    batch, fisher = factors
+    model = make_model(algorithm, sub_sampling_factor=batch, fisher_sub_sampling_factor=fisher)
+    updates = train(model)
+    assert_healthy(model, updates)
+    assert updates[-1].logged["train/n_samples"] == N_STEPS * N_ENVS // batch
+
+
+@pytest.mark.parametrize("improvement_estimator", ["rollout", "episodes", "surrogate"])
+@pytest.mark.parametrize("radius_rule", ["noise_aware", "textbook", "fixed"])
+@pytest.mark.parametrize("algorithm", MEASURING)
+def test_every_rule_with_every_estimator(algorithm: type[Any], radius_rule: str, improvement_estimator: str) -> None:
+    model = make_model(algorithm, radius_rule=radius_rule, improvement_estimator=improvement_estimator, radius_window=3)
+    initial = model.region.radius
+    updates = train(model, 4)
+    assert_healthy(model, updates)
+    assert model.region.n_judged >= 3
+    if radius_rule == "fixed":
+        assert model.region.radius == initial
+    else:
+        assert model.region.radius != initial
+    if improvement_estimator == "surrogate":
+        assert all(update.status is not StepStatus.REJECTED for update in updates)

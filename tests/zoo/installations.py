@@ -1,0 +1,90 @@
+"""Environments with sb3_trustregion installed, to run real command lines in."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT = 300
+
+ALGORITHMS = ("npg", "adaptive_trpo", "adaptive_ppo")
+
+
+class Installation(NamedTuple):
+    """
+    A virtual environment of its own, which borrows the dependencies of the one that runs the tests.
+
+    The borrowed packages come by a path in a .pth file, and start-up files are read only in the environment's own
+    folder: a sb3_trustregion that happens to be installed beside the dependencies does not start its hook here.
+    """
+
+    folder: Path
+
+    @property
+    def python(self) -> Path:
+        return self.folder / "bin" / "python"
+
+    @property
+    def site_packages(self) -> Path:
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        return self.folder / "lib" / version / "site-packages"
+
+    def pip(self, *args: str | Path) -> None:
+        command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", self.python, *args]
+        subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT)
+
+    def installed_files(self) -> list[str]:
+        """What belongs to us in site-packages, byte code apart."""
+        return sorted(path.name for path in self.site_packages.iterdir() if "trustregion" in path.name)
+
+    def run(
+        self, *args: str | Path, cwd: Path | None = None, check: bool = True, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run this environment's Python; a failure that was not asked for shows what the process wrote."""
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "SB3_", "COV_"))}
+        settings = {"OMP_NUM_THREADS": "1", "SDL_VIDEODRIVER": "dummy", "HF_HUB_OFFLINE": "1"}
+        result = subprocess.run(
+            [self.python, *args],
+            cwd=cwd or self.folder,  # never the source tree, which would be importable from there
+            env={**inherited, **settings, **variables},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+        if check and result.returncode != 0:
+            pytest.fail(f"{args} ended with {result.returncode}\n{result.stdout}\n{result.stderr}")
+        return result
+
+    def zoo(
+        self, script: str, *args: str | Path, cwd: Path, check: bool = True, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``python -m rl_zoo3.<script>``."""
+        return self.run("-m", f"rl_zoo3.{script}", *args, cwd=cwd, check=check, **variables)
+
+
+def create_installation(folder: Path) -> Installation:
+    """Make an environment with everything but sb3_trustregion."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=TIMEOUT)
+    installation = Installation(folder)
+    borrowed = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (installation.site_packages / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
+    return installation
+
+
+def install_wheel(folder: Path, wheel: Path) -> Installation:
+    """Make an environment with everything, sb3_trustregion from a wheel."""
+    installation = create_installation(folder)
+    installation.pip("install", "--no-deps", "--no-index", "--ignore-installed", wheel)
+    return installation
+
+
+def build_wheel(folder: Path) -> Path:
+    """Build the wheel of this source tree."""
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT]
+    subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT)
+    (path,) = folder.glob("*.whl")
+    return path

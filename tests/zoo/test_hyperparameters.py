@@ -1,0 +1,80 @@
+"""The YAML files."""
+
+import argparse
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rl_zoo3.exp_manager import ExperimentManager
+
+import sb3_trustregion
+from sb3_trustregion.zoo import register
+from sb3_trustregion.zoo.registration import ALGORITHMS, hyperparameters_path
+
+MUJOCO = ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Swimmer", "Humanoid")
+TASKS = {
+    "default",
+    "atari",
+    "CartPole-v1",
+    "Acrobot-v1",
+    "MountainCarContinuous-v0",
+    "Pendulum-v1",
+    "LunarLander-v3",
+    "LunarLanderContinuous-v3",
+    "BipedalWalker-v3",
+    *(f"{name}-{version}" for name in MUJOCO for version in ("v4", "v5")),
+}
+# What ExperimentManager takes out of an entry before it passes the rest to the constructor.
+ZOO_KEYS = {"n_timesteps", "n_envs", "normalize", "frame_stack", "env_wrapper", "env_kwargs", "vec_env_wrapper"}
+
+pytestmark = pytest.mark.parametrize("algorithm", ALGORITHMS)
+
+
+def load(algorithm: str) -> dict[str, dict[str, Any]]:
+    entries = yaml.safe_load(hyperparameters_path(algorithm).read_text())
+    assert isinstance(entries, dict)
+    return entries
+
+
+def test_every_task_has_an_entry(algorithm: str) -> None:
+    assert set(load(algorithm)) >= TASKS
+
+
+def test_every_key_means_something(algorithm: str) -> None:
+    arguments = set(inspect.signature(getattr(sb3_trustregion, ALGORITHMS[algorithm]).__init__).parameters)
+    unknown = {(task, key) for task, entry in load(algorithm).items() for key in set(entry) - arguments - ZOO_KEYS}
+    assert unknown == set()
+
+
+@pytest.mark.filterwarnings("ignore:.*is out of date", "ignore:You have specified a mini-batch size")
+def test_every_entry_makes_a_model(algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By way of RL Zoo's own manager. Atari's needs packages that are not ours to install."""
+    monkeypatch.chdir(tmp_path)  # where MuJoCo writes its log
+    register()
+    for task in set(load(algorithm)) - {"default", "atari"} | {"MountainCar-v0"}:  # the last has no entry: default
+        args = argparse.Namespace()
+        manager = ExperimentManager(args, algorithm, task, str(tmp_path), eval_freq=-1, verbose=0, device="cpu")
+        result = manager.setup_experiment()
+        assert result is not None
+        model, _ = result
+        assert type(model) is getattr(sb3_trustregion, ALGORITHMS[algorithm])
+        assert model.env is not None
+        model.env.close()
+
+
+def test_mujoco_v4_and_v5_have_the_same_values(algorithm: str) -> None:
+    entries = load(algorithm)
+    for name in MUJOCO:
+        assert entries[f"{name}-v5"] == entries[f"{name}-v4"]
+
+
+def test_every_entry_says_whether_it_was_tuned(algorithm: str) -> None:
+    lines = hyperparameters_path(algorithm).read_text().splitlines()
+    heads = [number for number, line in enumerate(lines) if re.match(r"[A-Za-z]\S*:", line)]
+    assert len(heads) == len(load(algorithm))
+    for number in heads:
+        shares_the_entry_above = "-v5: *" in lines[number]
+        assert shares_the_entry_above or re.match(r"# (Untuned|Tuned)\b", lines[number - 1]), lines[number]

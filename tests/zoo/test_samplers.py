@@ -1,0 +1,81 @@
+"""Search spaces: RL Zoo builds the model where an error ends the whole study."""
+
+from typing import Any
+
+import gymnasium as gym
+import optuna
+import pytest
+from gymnasium import spaces
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER, convert_onpolicy_params
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
+import sb3_trustregion
+from sb3_trustregion.zoo.registration import ALGORITHMS
+from sb3_trustregion.zoo.samplers import SAMPLERS
+
+N_TRIALS = 30
+
+
+class Idle(gym.Env[Any, Any]):
+    """Spaces are all that a constructor looks at."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (3,))
+
+    def __init__(self, n_actions: int) -> None:
+        self.action_space = spaces.Box(-1.0, 1.0, (n_actions,)) if n_actions else spaces.Discrete(2)
+
+
+def make_env(n_actions: int, n_envs: int) -> VecEnv:
+    return DummyVecEnv([lambda: Idle(n_actions) for _ in range(n_envs)])
+
+
+def make_study(seed: int = 0) -> optuna.Study:
+    return optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+
+
+@pytest.fixture(autouse=True)
+def quiet_optuna() -> None:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+@pytest.mark.parametrize(("n_actions", "n_envs"), [(0, 1), (6, 3)])
+@pytest.mark.parametrize("algorithm", SAMPLERS)
+def test_whatever_is_sampled_can_be_built(algorithm: str, n_actions: int, n_envs: int) -> None:
+    study, env = make_study(), make_env(n_actions, n_envs)
+    for _ in range(N_TRIALS):
+        sampled = SAMPLERS[algorithm](study.ask(), n_actions, n_envs, {})
+        model = getattr(sb3_trustregion, ALGORITHMS[algorithm])("MlpPolicy", env, device="cpu", **sampled)
+        assert model.batch_size <= model.n_steps * n_envs
+
+
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+@pytest.mark.parametrize("algorithm", SAMPLERS)
+def test_a_stored_trial_gives_back_what_was_sampled(algorithm: str) -> None:
+    """As ``--trial-id`` does it; only the batch size may be larger than the rollout there."""
+    trial = make_study().ask()
+    sampled = SAMPLERS[algorithm](trial, 6, 2, {})
+    restored = convert_onpolicy_params(trial.params)
+    assert {**restored, "batch_size": sampled["batch_size"]} == sampled
+    getattr(sb3_trustregion, ALGORITHMS[algorithm])("MlpPolicy", make_env(6, 2), device="cpu", **restored)
+
+
+@pytest.mark.parametrize(("ours", "stock"), [("npg", "trpo"), ("adaptive_trpo", "trpo"), ("adaptive_ppo", "ppo")])
+def test_shared_parameters_have_the_ranges_of_the_stock_algorithm(ours: str, stock: str) -> None:
+    our_trial, stock_trial = make_study().ask(), make_study().ask()
+    SAMPLERS[ours](our_trial, 0, 1, {})
+    HYPERPARAMS_SAMPLER[stock](stock_trial, 0, 1, {})
+    not_ours = {"target_kl"} if ours == "npg" else set()
+    shared = set(stock_trial.distributions) - not_ours
+    assert {name: our_trial.distributions[name] for name in shared} == {
+        name: stock_trial.distributions[name] for name in shared
+    }
+
+
+@pytest.mark.parametrize(("n_actions", "low", "high"), [(0, 0.001, 0.1), (1, 0.001, 0.1), (6, 0.006, 0.6)])
+def test_the_radius_is_joint_over_the_action_dimensions(n_actions: int, low: float, high: float) -> None:
+    trial = make_study().ask()
+    SAMPLERS["adaptive_trpo"](trial, n_actions, 1, {})
+    distribution = trial.distributions["target_kl"]
+    assert isinstance(distribution, optuna.distributions.FloatDistribution)
+    assert (distribution.low, distribution.high) == pytest.approx((low, high))
