@@ -20,7 +20,7 @@ from sb3_trustregion.core.radius import shrink_radius
 from sb3_trustregion.core.search import StepStatus, reliability
 from sb3_trustregion.core.surrogate import Evaluation, Surrogate
 from sb3_trustregion.measurement import MeasuringAlgorithm, PendingStep, Promise
-from sb3_trustregion.recording import centred, describe_fault, usable_steps
+from sb3_trustregion.recording import LearningData, centred
 from sb3_trustregion.validation import check_bool, check_integer, check_number, check_schedule
 
 # Of ε: a ratio of 1 ± ε everywhere is a step of length √(2·KL) ≈ ε.
@@ -136,9 +136,9 @@ class AdaptivePPO(MeasuringAlgorithm, PPO):
         rollback_z: float | None = 3.0,
         improvement_estimator: str = "rollout",
     ) -> None:
-        # PPO divides by it before it asks anything of it.
+        # PPO divides by one and asserts the other before anything else is asked.
         check_integer("batch_size", batch_size, at_least=2 if normalize_advantage else 1)
-        check_integer("n_steps", n_steps, at_least=1)
+        check_integer("n_steps", n_steps, at_least=2 if getattr(env, "num_envs", 1) == 1 else 1)
         super().__init__(
             policy,
             env,
@@ -182,6 +182,7 @@ class AdaptivePPO(MeasuringAlgorithm, PPO):
         if self.clip_range_vf is not None and not callable(self.clip_range_vf):
             check_number("clip_range_vf", self.clip_range_vf, above=0.0)
         check_bool("normalize_advantage", self.normalize_advantage)
+        check_integer("batch_size", self.batch_size, at_least=2 if self.normalize_advantage else 1)
         check_number("ent_coef", self.ent_coef)
         check_number("vf_coef", self.vf_coef, at_least=0.0)
         check_number("max_grad_norm", self.max_grad_norm, above=0.0)
@@ -206,11 +207,11 @@ class AdaptivePPO(MeasuringAlgorithm, PPO):
         newest = self._newest(rollout, normalizer)
         batch = self._make_batch([newest])
         if batch.n_samples < 2:
-            self._refuse_data(describe_fault(newest), lasting=True)
+            self._refuse_data(self._fault(), lasting=True)
             return self._record_status(StepStatus.INVALID)
         surrogate = Surrogate(self.policy, self.actor, centred(batch, False), CG_DAMPING)  # step 1
         before, optimizer = snapshot(self.policy), copy.deepcopy(self.policy.optimizer.state_dict())
-        self._replace_unusable_samples()
+        self._replace_unusable_samples(newest)
         with self._adapted_clip_range() as clip_range:
             super().train()  # steps 2-3
         evaluation = surrogate.at(self.actor.flatten(self.policy))
@@ -248,10 +249,10 @@ class AdaptivePPO(MeasuringAlgorithm, PPO):
         finally:
             self.clip_range = schedule
 
-    def _replace_unusable_samples(self) -> None:
+    def _replace_unusable_samples(self, newest: LearningData) -> None:
         """PPO takes its samples from the buffer as they are: those that are not finite give way to others."""
         buffer = self.rollout_buffer
-        usable = usable_steps(buffer).ravel()
+        usable = np.isfinite(newest.advantages).ravel()
         if usable.all():
             return
         good, bad = usable.nonzero()[0], (~usable).nonzero()[0]

@@ -185,8 +185,8 @@ class AdaptiveTRPO(MeasuringAlgorithm, NaturalGradientAlgorithm):
 
     def train(self) -> None:
         """One iteration of the trust-region algorithm, steps 4 and 5 for the step before it first."""
-        self._begin_update()
         rollout, normalizer = self._take_rollout(), self._snapshot_normalizer()
+        self._begin_update()
         measured = self._measure_improvement(rollout)  # step 4
         self._judge(measured)  # step 5
         self._record_judgement(measured)
@@ -196,7 +196,7 @@ class AdaptiveTRPO(MeasuringAlgorithm, NaturalGradientAlgorithm):
         newest = self._newest(rollout, normalizer)
         batch = self._make_batch([*self._history(normalizer), newest])
         if batch.n_samples < 2:
-            return self._skip_update(newest)
+            return self._skip_update()
         surrogate = self._surrogate(self._thinned(self._centred(batch)))  # step 1
         solution = self._solve(surrogate, surrogate.gradient)  # steps 2-3
         step = backtrack(

@@ -17,7 +17,7 @@ from sb3_trustregion.core.conjugate_gradient import CGSolution, conjugate_gradie
 from sb3_trustregion.core.parameters import critic_parameters
 from sb3_trustregion.core.search import Step, StepStatus
 from sb3_trustregion.core.surrogate import Batch, Surrogate, take
-from sb3_trustregion.recording import LearningData, RecordingAlgorithm, describe_fault
+from sb3_trustregion.recording import LearningData, RecordingAlgorithm
 from sb3_trustregion.validation import check_bool, check_integer, check_number
 
 SUPPORTED_ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
@@ -143,10 +143,10 @@ class NaturalGradientAlgorithm(RecordingAlgorithm):
         else:
             self._refuse_data(step.reason, lasting=False)
 
-    def _skip_update(self, newest: LearningData) -> None:
+    def _skip_update(self) -> None:
         """Count a rollout without a usable sample: policy, critic and optimiser stay as they are."""
         self._n_updates += 1
-        self._refuse_data(describe_fault(newest), lasting=True)
+        self._refuse_data(self._fault(), lasting=True)
         self._record_status(StepStatus.INVALID)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
@@ -187,7 +187,7 @@ class NaturalGradientAlgorithm(RecordingAlgorithm):
 
     def _mini_batches(self, n_samples: int) -> list[th.Tensor]:
         permutations = (th.randperm(n_samples).to(self.device) for _ in range(self.n_critic_updates))
-        return [index for order in permutations for index in th.split(order, self.batch_size)]
+        return [index for order in permutations for index in th.split(order, int(self.batch_size))]
 
     def _critic_step(self, batch: Batch, index: th.Tensor, critic: list[th.nn.Parameter]) -> th.Tensor:
         values = self.policy.predict_values(take(batch.observations, index)).flatten()
@@ -211,7 +211,8 @@ class NaturalGradientAlgorithm(RecordingAlgorithm):
     def _record_fit(self, newest: LearningData, value_loss: float) -> None:
         self._n_updates += 1
         self.logger.record("train/value_loss", value_loss)
-        explained = explained_variance(newest.values.flatten(), newest.returns.flatten())
+        fine = np.isfinite(newest.returns)
+        explained = explained_variance(newest.values[fine], newest.returns[fine])
         self.logger.record("train/explained_variance", float(explained))
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())

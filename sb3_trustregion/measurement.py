@@ -16,10 +16,10 @@ from sb3_trustregion.core.improvement import (
     episode_returns,
     performance,
 )
-from sb3_trustregion.core.radius import RadiusRule, TrustRegionState, update_radius
+from sb3_trustregion.core.radius import RULES, RadiusRule, TrustRegionState, update_radius
 from sb3_trustregion.core.rollouts import Normalizer, Rollout, appraise
 from sb3_trustregion.recording import LearningData, RecordingAlgorithm
-from sb3_trustregion.validation import check_choice
+from sb3_trustregion.validation import check_choice, check_integer, check_number
 
 ESTIMATORS = ("rollout", "episodes", "surrogate")
 
@@ -142,13 +142,17 @@ class MeasuringAlgorithm(RecordingAlgorithm):
     def _validate(self) -> None:
         super()._validate()
         check_choice("improvement_estimator", self.improvement_estimator, ESTIMATORS)
+        check_choice("radius_rule", self.radius_rule, tuple(RULES))
+        check_integer("radius_window", self.radius_window, at_least=1)
+        if self.rollback_z is not None:
+            check_number("rollback_z", self.rollback_z, above=0.0)
         try:
             lower, upper = (float(bound) for bound in self.radius_bounds)
         except (TypeError, ValueError) as error:
             raise ValueError(f"radius_bounds must be two numbers, got {self.radius_bounds!r}") from error
         self.rule = RadiusRule(
             kind=self.radius_rule,
-            window=self.radius_window,
+            window=int(self.radius_window),
             minimum=lower,
             maximum=upper,
             rollback_z=self.rollback_z,

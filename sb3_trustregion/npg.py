@@ -126,11 +126,12 @@ class NPG(NaturalGradientAlgorithm):
 
     def train(self) -> None:
         """Gradient and Fisher matrix of the surrogate, one fixed step along F⁻¹g, the critic's fit."""
+        rollout, normalizer = self._take_rollout(), self._snapshot_normalizer()
         self._begin_update()
-        newest = self._newest(self._take_rollout(), self._snapshot_normalizer())
+        newest = self._newest(rollout, normalizer)
         batch = self._make_batch([newest])
         if batch.n_samples < 2:
-            return self._skip_update(newest)
+            return self._skip_update()
         surrogate = self._surrogate(self._thinned(centred(batch, scale=self.normalize_advantage)))
         solution = self._solve(surrogate, surrogate.gradient)
         alpha = as_schedule(self.actor_step_size)(self._current_progress_remaining)

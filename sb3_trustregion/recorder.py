@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sb3_trustregion.core.rollouts import IDENTITY, FloatArray, Normalizer, ObsArray, Rollout, stack_observations
+from sb3_trustregion.guard import GuardedVecEnv
 
 
 class RolloutRecorder(BaseCallback):
@@ -28,6 +29,7 @@ class RolloutRecorder(BaseCallback):
 
     def __init__(self) -> None:
         super().__init__()
+        self.guard: GuardedVecEnv
         self._rollout: Rollout | None = None
         self._clear()
 
@@ -43,6 +45,7 @@ class RolloutRecorder(BaseCallback):
         self._clear()
         self._rollout = None
         self._normalizer = observation_normalizer(self.training_env)
+        self._faulty_observation = self.guard.faulty_observation
         if self._normalizer is not None:
             assert self.model._last_obs is not None
             self._observations.append(self._denormalize(self.model._last_obs))
@@ -54,7 +57,11 @@ class RolloutRecorder(BaseCallback):
         rewards = self.locals["rewards"]
         if vec_normalize is not None and vec_normalize.norm_reward:
             rewards = vec_normalize.get_original_reward()
-        self._rewards.append(np.array(rewards, dtype=np.float64))
+        rewards = np.array(rewards, dtype=np.float64)
+        # NaN marks a transition that nothing is to be learned from, see ``core.rollouts.advantages``.
+        rewards[self._faulty_observation | self.guard.faulty] = np.nan
+        self._faulty_observation = self.guard.faulty_observation
+        self._rewards.append(rewards)
         self._dones.append(dones)
         # The statistics moved with this step, and the new observation was normalised with the new ones.
         self._normalizer = observation_normalizer(self.training_env)

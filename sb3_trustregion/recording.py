@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
@@ -17,6 +16,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import get_device, obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
 from typing_extensions import Self
 
 from sb3_trustregion.core.divergence import check_supported
@@ -38,17 +38,16 @@ from sb3_trustregion.core.rollouts import (
 )
 from sb3_trustregion.core.search import StepStatus
 from sb3_trustregion.core.surrogate import Batch
+from sb3_trustregion.guard import LARGEST, GuardedVecEnv
 from sb3_trustregion.recorder import RolloutRecorder, snapshot_normalizer
 from sb3_trustregion.stock import StockModel
-from sb3_trustregion.validation import check_integer, check_number, check_schedule
+from sb3_trustregion.validation import check_bool, check_integer, check_number, check_schedule
 
 # From so many updates in a row without a usable step on, the user is told; from so many on, training ends.
 WARN_AFTER = 3
-STOP_AFTER = 20
+STOP_AFTER = 10
 # Their distributions are not of an observation alone.
 WITH_MEMORY = RecurrentActorCriticPolicy
-# Squares of anything below this stay within single precision.
-LARGEST = 1e18
 
 
 class UnusableDataError(ValueError):
@@ -82,9 +81,12 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
 
     recorder: RolloutRecorder
     actor: ParameterVector
+    guard: GuardedVecEnv | None
     # Steps never taken: plain numbers, saved with the model.
     n_invalid: int = 0
     n_invalid_in_a_row: int = 0
+    # Transitions left out because they were not finite.
+    n_faulty_steps: int = 0
 
     def _validate(self) -> None:
         """
@@ -95,7 +97,11 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
         check_integer("batch_size", self.batch_size, at_least=1)  # type: ignore[attr-defined]
         check_number("gamma", self.gamma, at_least=0.0, at_most=1.0)
         check_number("gae_lambda", self.gae_lambda, at_least=0.0, at_most=1.0)
+        check_bool("use_sde", self.use_sde)
         check_integer("sde_sample_freq", self.sde_sample_freq, at_least=-1)
+        check_integer("stats_window_size", self._stats_window_size, at_least=1)
+        if self.seed is not None:
+            check_integer("seed", self.seed, at_least=0)
         if self.n_steps * self.n_envs < 2:
             raise ValueError(f"n_steps * n_envs must be >= 2, got {self.n_steps} * {self.n_envs}")
 
@@ -104,6 +110,7 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
         if not issubclass(self.policy_class, ActorCriticPolicy) or issubclass(self.policy_class, WITH_MEMORY):
             raise ValueError(f"policy must be an ActorCriticPolicy without memory, got {self.policy_class.__name__}")
         self.recorder = RolloutRecorder()
+        self.guard = None
         super()._setup_model()
         # Evaluation mode: the policy as it acts. Batch normalisation refuses a single sample otherwise.
         self.policy.set_training_mode(False)
@@ -137,7 +144,7 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
         return model
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "recorder", "actor"]
+        return [*super()._excluded_save_params(), "recorder", "actor", "guard"]
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         if isinstance(callback, list):
@@ -147,6 +154,25 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
         # First, so that it sees a step even if the user's callback ends training there.
         return super()._init_callback(CallbackList([self.recorder, callback]), progress_bar)
 
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Collect as in SB3, from an environment that hands on nothing that is not finite.
+
+        :param env: the training environment
+        :param callback: called at every step
+        :param rollout_buffer: buffer to fill
+        :param n_rollout_steps: number of steps per environment
+        :return: False if a callback ended training
+        """
+        if self.guard is None or self.guard.venv is not env:
+            self.guard = GuardedVecEnv(env)
+        self.recorder.guard = self.guard
+        assert self._last_obs is not None
+        self._last_obs = self.guard.cleaned_first(self._last_obs)  # type: ignore[assignment]
+        return super().collect_rollouts(self.guard, callback, rollout_buffer, n_rollout_steps)
+
     def _take_rollout(self) -> Rollout:
         """
         :return: the rollout that ``learn`` has just collected
@@ -155,7 +181,12 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
         rollout = self.recorder.take()
         if rollout is None:
             raise RuntimeError("train() found no recorded rollout: call learn(), which records what train() needs")
+        self.n_faulty_steps += int(np.isnan(rollout.rewards).sum())
         return rollout
+
+    def _fault(self) -> str:
+        """Why a batch holds no usable sample."""
+        return (self.guard.last_fault if self.guard else "") or "no advantage is finite"
 
     def _accept_data(self) -> None:
         self.n_invalid_in_a_row = 0
@@ -181,6 +212,7 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
     def _record_status(self, status: StepStatus) -> None:
         self.logger.record("train/step_status", status.value)
         self.logger.record("train/n_invalid", self.n_invalid)
+        self.logger.record("train/n_faulty_steps", self.n_faulty_steps)
 
     def learn(
         self,
@@ -309,39 +341,6 @@ def usable_samples(batch: Batch) -> th.Tensor:
         if value.is_floating_point():
             usable &= (value.flatten(start_dim=1).abs() < LARGEST).all(dim=1)
     return usable
-
-
-def usable_steps(buffer: RolloutBuffer) -> npt.NDArray[np.bool_]:
-    """
-    :param buffer: SB3's buffer, not yet flattened
-    :return: shape (T, N), whether all that it holds of a step is finite, squares included
-    """
-    observations = buffer.observations
-    arrays = list(observations.values()) if isinstance(observations, dict) else [observations]
-    arrays = [*arrays, buffer.log_probs, buffer.values, buffer.advantages, buffer.returns]
-    shape = buffer.log_probs.shape
-    usable = np.ones(shape, dtype=bool)
-    for array in arrays:
-        usable &= (np.abs(array.reshape(*shape, -1)) < LARGEST).all(axis=2)
-    return usable
-
-
-def describe_fault(data: LearningData) -> str:
-    """
-    :param data: a rollout without a usable sample
-    :return: which quantity is at fault in which environments
-    """
-    rollout = data.rollout
-    n_steps, n_envs = rollout.shape
-    observations = data.observations
-    parts = list(observations.items()) if isinstance(observations, dict) else [("", observations)]
-    quantities = {"the reward": rollout.rewards, "the value": data.values, "the log-probability": rollout.log_probs}
-    quantities |= {f"the observation {key}".strip(): array.reshape(n_steps, n_envs, -1) for key, array in parts}
-    for name, array in quantities.items():
-        faulty = ~(np.abs(array.reshape(n_steps, n_envs, -1)) < LARGEST)
-        if faulty.any():
-            return f"{name} is not finite or too large in environment(s) {np.unique(faulty.nonzero()[1]).tolist()}"
-    return "no sample is finite"
 
 
 def centred(batch: Batch, scale: bool) -> Batch:

@@ -115,12 +115,15 @@ def performance(residuals: FloatArray, dones: npt.NDArray[np.bool_]) -> Estimate
     Blocks of equal length miss what repeats with each episode where few episodes fit a rollout; whole episodes miss
     what happens where they are longer than it. Each sees what the other misses.
 
-    :param residuals: shape (T, N)
+    :param residuals: shape (T, N), NaN where a transition is faulty
     :param dones: shape (T, N)
-    :return: mean and standard error, reward units
+    :return: mean and standard error, reward units; NaN where more than half of the transitions are faulty
     """
-    by_blocks = batch_means(residuals, block_ids(*residuals.shape))
-    by_episodes = batch_means(residuals, episode_ids(dones))
+    fine = np.isfinite(residuals)
+    if 2 * fine.sum() < fine.size:
+        return Estimate(math.nan, math.inf)
+    by_blocks = batch_means(residuals[fine], block_ids(*residuals.shape)[fine])
+    by_episodes = batch_means(residuals[fine], episode_ids(dones)[fine])
     if math.isinf(by_episodes.stderr):
         return by_blocks
     return Estimate(by_blocks.mean, max(by_blocks.stderr, by_episodes.stderr))

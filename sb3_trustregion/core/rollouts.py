@@ -33,7 +33,7 @@ class Rollout(NamedTuple):
     :param truncated: shape (K,), index t·N + n of the truncated steps
     :param actions: shape (T, N, A)
     :param log_probs: shape (T, N), of the policy that acted
-    :param rewards: shape (T, N), without any bootstrap
+    :param rewards: shape (T, N), without any bootstrap; NaN marks a transition that nothing is to be learned from
     :param dones: shape (T, N), whether the episode ended with that step, by termination or truncation
     :param episode_returns: shape (E,), undiscounted returns of the episodes that ended, by ``Monitor``
     :param episode_lengths: shape (E,), their lengths
@@ -167,7 +167,8 @@ def advantages(
     Generalised advantage estimation (Schulman et al. 2016, eq. 16), corrected for the policy that acted.
 
     Â_t = d_t + γλ·min(c̄, r_{t+1})·Â_{t+1}: the action at t is given, those after it are weighed (V-trace's traces,
-    Espeholt et al. 2018; as in GePPO, Queeney et al. 2021).
+    Espeholt et al. 2018; as in GePPO, Queeney et al. 2021). A residual that is NaN (a faulty transition) has a NaN
+    advantage, and the steps before it bootstrap from the value there.
 
     :param residuals: shape (T, N), TD residuals
     :param dones: shape (T, N)
@@ -181,7 +182,7 @@ def advantages(
         traces[:-1] *= np.minimum(ratios[1:], TRACE_CLIP)
     result = np.array(residuals, dtype=np.float64)
     for t in range(len(result) - 2, -1, -1):
-        result[t] += traces[t] * result[t + 1]
+        result[t] += traces[t] * np.nan_to_num(result[t + 1])
     return result
 
 
@@ -219,10 +220,10 @@ def distance(ratios: FloatArray) -> float:
 def is_finite_rollout(rollout: Rollout) -> bool:
     """
     :param rollout: a rollout
-    :return: whether all that it holds is finite, so that it may be kept for later updates
+    :return: whether it may be kept for later updates: all is finite but rewards, where NaN marks a faulty transition
     """
     parts: list[Any] = []
-    for value in rollout:
+    for value in rollout._replace(rewards=np.zeros(1)):
         parts.extend(value.values() if isinstance(value, dict) else [value])
     return all(bool(np.isfinite(part).all()) for part in parts)
 

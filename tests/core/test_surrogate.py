@@ -1,0 +1,198 @@
+import math
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_trustregion.core.improvement import batch_means
+from sb3_trustregion.core.surrogate import Batch, Surrogate, take
+from tests.core.policies import (
+    KINDS,
+    Untouched,
+    actor_of,
+    joint_kl,
+    make_batch,
+    make_policy,
+    make_surrogate,
+    moved,
+    torch_distributions,
+)
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+on_and_off_policy = pytest.mark.parametrize("reused", [False, True])
+
+
+def direction(surrogate: Surrogate, seed: int = 1) -> th.Tensor:
+    generator = th.Generator().manual_seed(seed)
+    return th.randn(surrogate.origin.shape, generator=generator, dtype=th.float64)
+
+
+@th.no_grad()
+def log_probs_at(surrogate: Surrogate, vector: th.Tensor) -> th.Tensor:
+    """log π_θ(a|s) by a copy of the policy with θ written into it."""
+    batch = surrogate.batch
+    return moved(surrogate, vector).get_distribution(batch.observations).log_prob(batch.actions)
+
+
+@every_kind
+@on_and_off_policy
+def test_the_gradient_is_that_of_finite_differences(kind: str, reused: bool) -> None:
+    surrogate = make_surrogate(kind, whole=True, reused=reused)
+    v = 1e-5 * direction(surrogate)
+    ahead, behind = surrogate.at(surrogate.origin + v), surrogate.at(surrogate.origin - v)
+    slope = float(surrogate.gradient.dot(v))
+    assert abs(slope) > 1e-8
+    assert (ahead.gain - behind.gain) / 2.0 == pytest.approx(slope, rel=1e-5, abs=1e-12)
+
+
+@every_kind
+def test_the_distance_from_the_data_has_the_gradient_of_finite_differences(kind: str) -> None:
+    surrogate = make_surrogate(kind, whole=True, reused=True)
+    v = 1e-5 * direction(surrogate)
+    ahead, behind = surrogate.at(surrogate.origin + v), surrogate.at(surrogate.origin - v)
+    slope = float(surrogate.distance_gradient.dot(v))
+    assert abs(slope) > 1e-9
+    assert (ahead.distance - behind.distance) / 2.0 == pytest.approx(slope, rel=1e-4, abs=1e-13)
+
+
+@on_and_off_policy
+def test_the_noise_gradient_is_the_gradient_with_signs(reused: bool) -> None:
+    policy = make_policy("box")
+    actor, batch = actor_of(policy), make_batch(policy, reused=reused)
+    signed = batch._replace(advantages=batch.advantages * batch.signs)
+    plain, flipped = Surrogate(policy, actor, batch, 0.1), Surrogate(policy, actor, signed, 0.1)
+    assert not th.allclose(plain.gradient, flipped.gradient)
+    th.testing.assert_close(plain.noise_gradient, flipped.gradient, rtol=1e-10, atol=1e-14)
+
+
+@every_kind
+@on_and_off_policy
+def test_a_trial_point_is_what_the_policy_would_be_there(kind: str, reused: bool) -> None:
+    surrogate = make_surrogate(kind, reused=reused)
+    batch = surrogate.batch
+    point = surrogate.origin + 0.1 * direction(surrogate)
+    now = surrogate.at(point)
+
+    here, there = (log_probs_at(surrogate, vector) for vector in (surrogate.origin, point))
+    terms = batch.weights * batch.advantages * ((there - here).exp() - 1.0)
+    assert now.gain == pytest.approx(float(terms.mean()), rel=1e-9)
+    assert now.gain_stderr == pytest.approx(batch_means(terms.numpy(), batch.blocks).stderr, rel=1e-9)
+
+    with th.no_grad():
+        old, new = (
+            torch_distributions(moved(surrogate, vector).get_distribution(batch.observations))
+            for vector in (surrogate.origin, point)
+        )
+    assert now.kl == pytest.approx(float(joint_kl(old, new).mean()), rel=1e-6)
+    log_ratio = there - batch.log_probs
+    from_data = float((log_ratio.exp() - 1.0 - log_ratio).mean())
+    assert now.distance == pytest.approx(from_data if reused else now.kl, rel=1e-9)
+    assert now.kl > 1e-4
+
+
+@every_kind
+@on_and_off_policy
+def test_nothing_is_gained_by_staying(kind: str, reused: bool) -> None:
+    surrogate = make_surrogate(kind, reused=reused)
+    stay = surrogate.at(surrogate.origin)
+    assert stay.gain == 0.0
+    assert stay.kl == 0.0
+    assert stay.distance == surrogate.distance
+    assert (surrogate.distance > 0.0) == reused
+
+
+@every_kind
+@on_and_off_policy
+def test_the_policy_is_untouched(kind: str, reused: bool) -> None:
+    policy = make_policy(kind)
+    actor, batch = actor_of(policy), make_batch(policy, reused=reused)
+    before = Untouched.of(policy)
+    surrogate = Surrogate(policy, actor, batch, 0.1, fisher_sub_sampling_factor=2)
+    before.check(policy)
+    surrogate.at(surrogate.origin + 0.1)
+    surrogate.fisher_product(surrogate.gradient)
+    before.check(policy)
+
+
+@every_kind
+def test_the_policy_is_untouched_by_exceptions(kind: str) -> None:
+    policy = make_policy(kind)
+    actor, batch = actor_of(policy), make_batch(policy)
+    before = Untouched.of(policy)
+    surrogate = Surrogate(policy, actor, batch, 0.1)
+    with pytest.raises(RuntimeError):
+        surrogate.at(surrogate.origin[:-1])
+    before.check(policy)
+    assert not surrogate.at(math.nan * surrogate.origin).is_finite
+    before.check(policy)
+    # The network runs, and what comes after it fails.
+    with pytest.raises((RuntimeError, ValueError, IndexError)):
+        Surrogate(policy, actor, batch._replace(actions=batch.actions[:-1]), 0.1)
+    before.check(policy)
+
+
+def test_a_point_that_is_not_finite_is_told() -> None:
+    surrogate = make_surrogate("box")
+    for value in (math.nan, math.inf):
+        evaluation = surrogate.at(surrogate.origin + value)
+        assert not evaluation.is_finite
+        assert all(math.isnan(item) for item in evaluation)
+    assert surrogate.at(surrogate.origin + 0.01).is_finite
+
+
+@pytest.mark.parametrize("field", ["gain", "kl", "distance"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_any_part_that_is_not_finite_counts(field: str, value: float) -> None:
+    evaluation = make_surrogate("box").at(make_surrogate("box").origin)
+    assert evaluation.is_finite
+    assert not evaluation._replace(**{field: value}).is_finite
+
+
+def test_a_policy_without_a_proper_distribution_is_refused() -> None:
+    policy = make_policy("box")
+    actor, batch = actor_of(policy), make_batch(policy)
+    with th.no_grad():
+        policy.action_net.weight.fill_(math.nan)
+    with pytest.raises(ValueError, match="nan"):
+        Surrogate(policy, actor, batch, 0.1)
+
+
+def test_the_fisher_matrix_may_be_of_some_states_the_gradient_is_of_all() -> None:
+    policy = make_policy("box")
+    actor, batch = actor_of(policy), make_batch(policy, n_steps=50, n_envs=1)
+    whole, thinned = (Surrogate(policy, actor, batch, 0.1, factor) for factor in (1, 4))
+    assert th.equal(whole.gradient, thinned.gradient)
+    assert whole.fisher_product.n_states == 50
+    assert thinned.fisher_product.n_states == 12
+    v = direction(whole)
+    assert not th.allclose(whole.fisher_product(v), thinned.fisher_product(v))
+    # Some random states are an unbiased estimate of all: means of means agree.
+    products = th.stack([Surrogate(policy, actor, batch, 0.1, 4).fisher_product(v) for _ in range(200)])
+    errors = (products.mean(dim=0) - whole.fisher_product(v)).norm() / products.std(dim=0).norm() * math.sqrt(200)
+    assert float(errors) < 3.0
+    assert Surrogate(policy, actor, batch, 0.1, 1000).fisher_product.n_states == 1
+
+
+def numbered(n: int) -> Batch:
+    """A batch whose every field says which sample it is of."""
+    row = th.arange(n, dtype=th.float64)
+    observations = {"a": row[:, None], "b": row[:, None, None] * th.ones(1, 2, 2)}
+    return Batch(observations, row[:, None], row, row, row, row, row, np.arange(n), True)
+
+
+def test_a_selection_takes_the_same_samples_of_everything() -> None:
+    index = th.tensor([4, 0, 2])
+    chosen = numbered(5).select(index)
+    assert chosen.n_samples == 3
+    assert chosen.reused
+    assert isinstance(chosen.observations, dict)
+    for part in (*chosen.observations.values(), *chosen[1:7], th.as_tensor(chosen.blocks)):
+        assert part.reshape(3, -1)[:, 0].tolist() == [4, 0, 2]
+
+
+def test_observations_are_taken_from_tensors_and_dicts() -> None:
+    rows = th.arange(4)
+    assert take(rows, th.tensor([3, 1])).tolist() == [3, 1]
+    taken = take({"a": rows, "b": -rows}, th.tensor([3, 1]))
+    assert isinstance(taken, dict)
+    assert (taken["a"].tolist(), taken["b"].tolist()) == ([3, 1], [-3, -1])

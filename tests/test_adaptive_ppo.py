@@ -1,0 +1,190 @@
+"""AdaptivePPO beyond PPO: roll-back of all that Adam moves, and the clip range as a radius."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_trustregion import AdaptivePPO
+from sb3_trustregion.core.search import StepStatus
+from tests.environments import toy_vec_env
+from tests.helpers import (
+    UPDATE,
+    Update,
+    assert_same,
+    differs,
+    make_model,
+    point_at,
+    randomise,
+    satisfy_critic,
+    state_of,
+    train,
+)
+
+
+class Destroyer(BaseCallback):
+    """
+    Destroys policy, critic and optimiser while an update is pending.
+
+    :param rollout: at whose start, counted from zero
+    """
+
+    def __init__(self, rollout: int) -> None:
+        super().__init__()
+        self.rollout = rollout
+        self.n_rollouts = 0
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self.n_rollouts == self.rollout:
+            pending = self.model.memory.pending  # type: ignore[attr-defined]
+            self.good = copy.deepcopy((pending.policy, pending.optimizer))
+            randomise(self.model.policy)
+            point_at(self.model, -5.0)
+            for state in self.model.policy.optimizer.state.values():
+                state["exp_avg"].normal_()
+        self.n_rollouts += 1
+
+
+def destroyed(n_updates: int, **kwargs: Any) -> tuple[Any, list[Update], Destroyer]:
+    model = make_model(AdaptivePPO, n_steps=64, **kwargs)
+    point_at(model, 0.5)
+    destroyer = Destroyer(3)
+    return model, train(model, n_updates, callbacks=[destroyer]), destroyer
+
+
+@pytest.mark.parametrize("improvement_estimator", ["rollout", "episodes"])
+@pytest.mark.parametrize("radius_rule", ["noise_aware", "fixed"])
+def test_collapse_is_undone(radius_rule: str, improvement_estimator: str) -> None:
+    model, updates, destroyer = destroyed(4, radius_rule=radius_rule, improvement_estimator=improvement_estimator)
+    assert [update.status for update in updates] == [StepStatus.ACCEPTED] * 3 + [StepStatus.REJECTED]
+    policy, optimizer = destroyer.good
+    assert_same(state_of(model.policy), policy)
+    assert_same(model.policy.optimizer.state_dict(), optimizer)
+    assert model.region.n_rollbacks == 1
+    assert model.memory.pending is None
+    radii = [update.logged["train/radius"] for update in updates]
+    assert radii[3] == pytest.approx(radii[2] * (1.0 if radius_rule == "fixed" else 0.5**0.5))
+
+
+def test_training_goes_on_after_a_collapse() -> None:
+    model, updates, _ = destroyed(9)
+    assert [number for number, update in enumerate(updates) if update.status is StepStatus.REJECTED] == [3]
+    assert "train/rho" not in updates[4].logged
+    assert "train/rho" in updates[5].logged
+    assert differs(updates[4].before, updates[4].after)
+    assert model.region.n_rollbacks == 1
+
+
+def test_restored_optimiser_is_the_one_that_goes_on() -> None:
+    """The update after a roll-back is the one that the restored policy and Adam make, not the destroyed Adam's."""
+    model, _, _ = destroyed(4)
+    twin = make_model(AdaptivePPO, n_steps=64)
+    twin.set_parameters(model.get_parameters())
+    for one in (model, twin):
+        one.set_random_seed(5)
+        train(one, 1)
+    assert_same(state_of(model.policy), state_of(twin.policy))
+    assert_same(model.policy.optimizer.state_dict(), twin.policy.optimizer.state_dict())
+
+
+def test_roll_back_can_be_switched_off() -> None:
+    model, updates, destroyer = destroyed(5, rollback_z=None)
+    assert all(update.status is StepStatus.ACCEPTED for update in updates)
+    assert differs(state_of(model.policy), destroyer.good[0])
+
+
+def test_nothing_to_gain_changes_nothing() -> None:
+    """Advantages are zero where the critic is right about a constant reward, truncated episodes included."""
+    model = make_model(AdaptivePPO, toy_vec_env(reward=1.0, termination=0.0), gamma=0.5)
+    satisfy_critic(model, 2.0)
+    start = state_of(model.policy)
+    train(model, 4)
+    assert_same(state_of(model.policy), start)
+    assert (model.region.radius, model.region.n_rollbacks, model.region.n_judged) == (1.0, 0, 0)
+
+
+@pytest.mark.parametrize("clip_range", [0.3, lambda left: 0.3 * left], ids=["constant", "schedule"])
+@pytest.mark.parametrize("factor", [0.1, 1.0, 7.0])
+def test_clip_range_is_schedule_times_factor(clip_range: Any, factor: float) -> None:
+    model = make_model(AdaptivePPO, clip_range=clip_range, radius_rule="fixed")
+    model.region = type(model.region)(radius=factor)
+    schedule = model.clip_range
+    updates = train(model, 4)
+    for update, left in zip(updates, (0.75, 0.5, 0.25, 0.0), strict=True):
+        expected = factor * (0.3 if clip_range == 0.3 else 0.3 * left)
+        assert update.logged["train/clip_range"] == pytest.approx(expected)
+        assert update.logged["train/radius"] == factor
+    assert model.clip_range is schedule
+
+
+def test_factor_acts_as_the_clip_range_does() -> None:
+    """ε = 0.4·½ by the factor is ε = 0.2 by the argument, bit for bit."""
+    halved = make_model(AdaptivePPO, clip_range=0.4, radius_rule="fixed")
+    halved.region = type(halved.region)(radius=0.5)
+    train(halved, 2)
+    plain = make_model(AdaptivePPO, clip_range=0.2, radius_rule="fixed")
+    train(plain, 2)
+    assert_same(state_of(halved.policy), state_of(plain.policy))
+    wide = make_model(AdaptivePPO, clip_range=0.4, radius_rule="fixed")
+    train(wide, 2)
+    assert differs(state_of(wide.policy), state_of(plain.policy))
+
+
+def test_clip_range_is_restored_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(AdaptivePPO)
+    schedule = model.clip_range
+    seen = []
+
+    def broken(self: PPO) -> None:
+        seen.append(self.clip_range(1.0))
+        raise KeyboardInterrupt
+
+    model.region = type(model.region)(radius=0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(PPO, "train", broken)
+        with pytest.raises(KeyboardInterrupt):
+            model.learn(UPDATE)
+    assert seen == [0.1]
+    assert model.clip_range is schedule
+    assert model.clip_range(1.0) == 0.2
+    train(model, 2)
+
+
+def test_radius_survives_learning_in_parts() -> None:
+    model = make_model(AdaptivePPO, radius_rule="textbook")
+    train(model, 3)
+    radius = model.region.radius
+    assert radius != 1.0
+    (update,) = train(model, 1)
+    assert update.logged["train/radius"] == radius
+    assert update.logged["train/clip_range"] == pytest.approx(0.2 * radius)
+
+
+def test_radius_stays_within_its_bounds() -> None:
+    model = make_model(AdaptivePPO, radius_rule="textbook", radius_bounds=(0.9, 1.1))
+    radii = [update.logged["train/radius"] for update in train(model, 6)]
+    assert min(radii) >= 0.9
+    assert max(radii) <= 1.1
+    assert {0.9, 1.1} & set(radii)
+
+
+def test_update_that_leaves_the_finite_numbers_is_undone() -> None:
+    """A learning rate that no network survives."""
+    model = make_model(AdaptivePPO, learning_rate=lambda left: 1e-2 if left > 0.4 else 1e30, max_grad_norm=1e9)
+    updates = train(model, 2)
+    assert updates[0].status is StepStatus.ACCEPTED
+    good, optimizer = updates[1].after, copy.deepcopy(model.policy.optimizer.state_dict()["state"])
+    last = updates[1]
+    assert last.status is StepStatus.INVALID
+    assert_same(last.after, last.before)
+    assert (model.n_invalid, model.n_invalid_in_a_row) == (1, 1)
+    assert model.region.radius < 1.0
+    assert model.clip_range(1.0) == 0.2
+    assert all(bool(th.isfinite(state["exp_avg"]).all()) for state in optimizer.values())
+    assert_same(state_of(model.policy), good)
