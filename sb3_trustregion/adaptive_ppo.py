@@ -100,6 +100,7 @@ class AdaptivePPO(MeasuringAlgorithm, PPO):
 
     # ε is a ratio, so it goes with the length of a step; a KL goes with its square.
     _radius_exponent = 1.0
+    _own_argument = "radius_rule"
 
     def __init__(
         self,
@@ -212,11 +213,18 @@ class AdaptivePPO(MeasuringAlgorithm, PPO):
         surrogate = Surrogate(self.policy, self.actor, centred(batch, False), CG_DAMPING)  # step 1
         before, optimizer = snapshot(self.policy), copy.deepcopy(self.policy.optimizer.state_dict())
         self._replace_unusable_samples(newest)
-        with self._adapted_clip_range() as clip_range:
-            super().train()  # steps 2-3
+        fault: ValueError | None = None
+        try:
+            with self._adapted_clip_range() as clip_range:
+                super().train()  # steps 2-3
+        except ValueError as error:  # torch.distributions refuses parameters that are not finite
+            fault = error
+        self.policy.set_training_mode(False)
         evaluation = surrogate.at(self.actor.flatten(self.policy))
         if not evaluation.is_finite or not is_finite(snapshot(self.policy)):
             return self._refuse_update(before, optimizer)
+        if fault is not None:
+            raise fault
         self._accept_data()
         promise = self._promise(surrogate, evaluation, clip_range)
         self._await_judgement(before, optimizer, newest, normalizer, promise)

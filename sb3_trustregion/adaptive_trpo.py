@@ -95,6 +95,8 @@ class AdaptiveTRPO(MeasuringAlgorithm, NaturalGradientAlgorithm):
     :raises ValueError: where an argument is out of range, a space or a policy not supported
     """
 
+    _own_argument = "n_reused_rollouts"
+
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],

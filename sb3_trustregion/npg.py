@@ -60,6 +60,8 @@ class NPG(NaturalGradientAlgorithm):
     :raises ValueError: where an argument is out of range, a space or a policy not supported
     """
 
+    _own_argument = "actor_step_size"
+
     def __init__(
         self,
         policy: str | type[ActorCriticPolicy],

@@ -3,8 +3,9 @@
 import inspect
 import warnings
 from collections.abc import Mapping
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch as th
@@ -40,7 +41,7 @@ from sb3_trustregion.core.search import StepStatus
 from sb3_trustregion.core.surrogate import Batch
 from sb3_trustregion.guard import LARGEST, GuardedVecEnv
 from sb3_trustregion.recorder import RolloutRecorder, snapshot_normalizer
-from sb3_trustregion.stock import StockModel
+from sb3_trustregion.stock import DAMAGED, StockModel, check_file, damaged
 from sb3_trustregion.validation import check_bool, check_integer, check_number, check_schedule
 
 # From so many updates in a row without a usable step on, the user is told; from so many on, training ends.
@@ -82,6 +83,8 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
     recorder: RolloutRecorder
     actor: ParameterVector
     guard: GuardedVecEnv | None
+    # An argument that tells this algorithm's files from others'.
+    _own_argument: ClassVar[str]
     # Steps never taken: plain numbers, saved with the model.
     n_invalid: int = 0
     n_invalid_in_a_row: int = 0
@@ -117,6 +120,36 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
         check_supported(self.policy.action_dist)
         sample = self.policy.obs_to_tensor(self.observation_space.sample())[0]
         self.actor = actor_parameters(self.policy, sample)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        """
+        Load the model from a file, as in SB3, with an error that says what to do where the file is not fit for it.
+
+        :param path: the file that ``save`` wrote, or a file-like
+        :param env: the environment to go on in; None where only predictions are wanted
+        :param device: device on which the code should run
+        :param custom_objects: objects that replace those in the file
+        :param print_system_info: whether to print information on the system that saved it and on this one
+        :param force_reset: whether the environment is reset before training
+        :param kwargs: arguments of the constructor, which win over the file's
+        :return: the model
+        :raises ValueError: where the file is truncated, empty, damaged or another algorithm's
+        """
+        check_file(path, cls.__name__, cls._own_argument)
+        try:
+            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        except DAMAGED as error:
+            raise ValueError(damaged(path, error)) from error
 
     @classmethod
     def from_stock(cls, path: str | Path, env: GymEnv | str, device: th.device | str = "auto", **kwargs: Any) -> Self:

@@ -1,6 +1,11 @@
-"""Start from what stock PPO or TRPO has learned."""
+"""Files that models were saved in: what stock PPO or TRPO has learned, what is damaged, what is another's."""
 
+import json
+import zipfile
+import zlib
+from io import BufferedIOBase
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -21,6 +26,9 @@ FROM_TRPO = (
 # sb3-contrib's KL and Fisher matrix are means over these dimensions, ours are sums.
 PER_DIMENSION = ("target_kl", "cg_damping")
 
+# What reading a file gives that was cut off or overwritten.
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, AssertionError, RuntimeError, UnpicklingError)
+
 
 class StockModel:
     """
@@ -32,7 +40,10 @@ class StockModel:
     """
 
     def __init__(self, path: str | Path, device: th.device | str) -> None:
-        data, parameters, _ = load_from_zip_file(str(path), device=device)
+        try:
+            data, parameters, _ = load_from_zip_file(str(path), device=device)
+        except DAMAGED as error:
+            raise ValueError(damaged(path, error)) from error
         if not data or "policy_class" not in data or "policy" not in parameters:
             raise ValueError(f"path must name a model saved by Stable-Baselines3, got {str(path)!r}")
         self.data: dict[str, Any] = data
@@ -56,3 +67,39 @@ class StockModel:
     def _n_averaged(self) -> int:
         space = self.data["action_space"]
         return int(np.prod(space.shape)) if isinstance(space, (spaces.Box, spaces.MultiBinary)) else 1
+
+
+def check_file(path: str | Path | BufferedIOBase, algorithm: str, own_argument: str) -> None:
+    """
+    :param path: a file that is to be loaded; file-likes are left to the loader
+    :param algorithm: name of the class that loads it
+    :param own_argument: an argument that this class alone saves
+    :raises ValueError: where the file is damaged or another algorithm's; FileNotFoundError is left to the loader
+    """
+    if isinstance(path, BufferedIOBase):
+        return
+    file = Path(path) if Path(path).exists() else Path(f"{path}.zip")
+    if not file.exists():
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            saved = json.loads(archive.read("data"))
+    except (*DAMAGED, ValueError) as error:
+        raise ValueError(damaged(file, error)) from error
+    if own_argument not in saved:
+        raise ValueError(
+            f"path must name a model saved by {algorithm}, got {str(file)!r}, which is another algorithm's: "
+            f"to go on from stock PPO, A2C or TRPO, call {algorithm}.from_stock(path, env)"
+        )
+
+
+def damaged(path: object, error: Exception) -> str:
+    """
+    :param path: the file
+    :param error: what reading it gave
+    :return: what to tell the user
+    """
+    return (
+        f"path must name a complete model file, got {str(path)!r}, which is truncated, damaged or no model "
+        f"({type(error).__name__}: {error}): load an earlier checkpoint"
+    )

@@ -1,0 +1,262 @@
+"""
+Checkpoints that a killed process cannot spoil, and the one call that goes on from them.
+
+A checkpoint is an ordinary SB3 file, which ``load`` takes as well, with one member more: the statistics of
+``VecNormalize``, the states of all random-number generators and the seed that the environments go on with. It is
+written beside its place, synced and renamed, so that a file of its name is always complete.
+"""
+
+import os
+import random
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_trustregion.validation import check_integer
+
+Model = TypeVar("Model", bound=BaseAlgorithm)
+
+# Not .pth: SB3 would take it for a module's state_dict.
+MEMBER = "training_state.bin"
+TEMPORARY = ".partial"
+
+
+class ResumableCheckpointCallback(BaseCallback):
+    """
+    Write a complete checkpoint every so many steps, at the start of a rollout, and keep the last few.
+
+    A write that fails (a full disk) is told in a warning; the checkpoints before it stay, and training goes on.
+
+    :param save_freq: number of environment steps, over all environments, between two checkpoints
+    :param save_path: folder of the checkpoints
+    :param name_prefix: their names are ``{name_prefix}_{steps}_steps.zip``
+    :param keep: how many are kept
+    :param verbose: verbosity level: 0 for no output, 1 to tell of each checkpoint
+    :raises ValueError: where an argument is out of range
+    """
+
+    def __init__(
+        self,
+        save_freq: int,
+        save_path: str | os.PathLike[str],
+        name_prefix: str = "checkpoint",
+        keep: int = 3,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(verbose)
+        check_integer("save_freq", save_freq, at_least=1)
+        check_integer("keep", keep, at_least=1)
+        self.save_freq = save_freq
+        self.save_path = Path(save_path)
+        self.name_prefix = name_prefix
+        self.keep = keep
+        self._last_saved = 0
+
+    def _init_callback(self) -> None:
+        self.save_path.mkdir(parents=True, exist_ok=True)
+        for partial in self.save_path.glob(f"*{TEMPORARY}"):
+            partial.unlink()
+        self._last_saved = self.model.num_timesteps
+
+    def _on_rollout_start(self) -> None:
+        if self.model.num_timesteps - self._last_saved < self.save_freq:
+            return
+        path = self.save_path / f"{self.name_prefix}_{self.model.num_timesteps}_steps.zip"
+        try:
+            save_checkpoint(self.model, path)
+        except OSError as error:
+            warnings.warn(f"{path} could not be written ({error}): the checkpoints before it stay", stacklevel=2)
+            return
+        self._last_saved = self.model.num_timesteps
+        for old in checkpoints(self.save_path, self.name_prefix)[: -self.keep]:
+            old.unlink()
+        if self.verbose >= 1:
+            print(f"Saved {path}")
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def save_checkpoint(model: BaseAlgorithm, path: str | os.PathLike[str]) -> None:
+    """
+    Write a complete checkpoint, or nothing at all.
+
+    :param model: the model, between two updates
+    :param path: where the checkpoint goes; what is there is replaced once the new one is complete
+    :raises OSError: where it cannot be written; what was there before is untouched
+    """
+    path = Path(path)
+    partial = path.with_name(path.name + TEMPORARY)
+    try:
+        with partial.open("w+b") as file:
+            model.save(file)
+            with zipfile.ZipFile(file, "a") as archive, archive.open(MEMBER, "w", force_zip64=True) as member:
+                th.save(training_state(model), member)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def checkpoints(folder: str | os.PathLike[str], name_prefix: str = "checkpoint") -> list[Path]:
+    """
+    :param folder: of the checkpoints
+    :param name_prefix: of their names
+    :return: complete checkpoints, oldest first
+    """
+    pattern = re.compile(re.escape(name_prefix) + r"_(\d+)_steps\.zip")
+    found = [(match, path) for path in Path(folder).iterdir() if (match := pattern.fullmatch(path.name))]
+    return [path for _, path in sorted(found, key=lambda pair: int(pair[0][1]))]
+
+
+def resume(
+    algorithm: type[Model],
+    path: str | os.PathLike[str],
+    env: GymEnv,
+    name_prefix: str = "checkpoint",
+    **kwargs: Any,
+) -> Model:
+    """
+    Go on from a checkpoint: model, radius, reused rollouts, normalisation statistics, random numbers.
+
+    The environments themselves cannot be saved: they are seeded from the checkpoint and reset, so that the run equals
+    one that did so at that point (see ``restart_environments``). Then
+    ``model.learn(remaining, reset_num_timesteps=False)``.
+
+    :param algorithm: its class, such as ``AdaptiveTRPO``
+    :param path: a checkpoint, or a folder, of which the newest one that is complete is taken
+    :param env: the environment, wrapped as it was: with a fresh ``VecNormalize`` if there was one
+    :param name_prefix: of the checkpoints in the folder
+    :param kwargs: further arguments of ``algorithm.load``
+    :return: the model
+    :raises ValueError: where there is no checkpoint, or none that is complete
+    """
+    path = Path(path)
+    candidates = checkpoints(path, name_prefix)[::-1] if path.is_dir() else [path]
+    for candidate in candidates:
+        try:
+            state = _read_state(candidate)
+            model = algorithm.load(candidate, env=env, **kwargs)
+        except ValueError as error:
+            if not path.is_dir():
+                raise
+            warnings.warn(f"{error}; trying the one before it", stacklevel=2)
+            continue
+        _restore(model, state)
+        return model
+    raise ValueError(f"path must hold a complete checkpoint named {name_prefix}_*_steps.zip, got {str(path)!r}")
+
+
+def restart_environments(model: BaseAlgorithm, seed: int) -> None:
+    """
+    Seed the training environments and have them reset before the next step.
+
+    :param model: the model
+    :param seed: of the first environment; the others follow
+    """
+    assert model.env is not None
+    model.env.seed(seed)
+    model._last_obs = None
+
+
+def training_state(model: BaseAlgorithm) -> dict[str, Any]:
+    """
+    :param model: the model
+    :return: what the model itself does not save, in tensors and plain numbers
+    """
+    normalizer = model.get_vec_normalize_env()
+    # Drawn from the step count, not from a generator: saving must not change what comes after.
+    environment_seed = ((model.seed or 0) * 1_000_003 + model.num_timesteps) % 2**31
+    return {
+        "environment_seed": environment_seed,
+        "vec_normalize": None if normalizer is None else _statistics(normalizer),
+        "random": _random_states(),
+    }
+
+
+def _restore(model: BaseAlgorithm, state: dict[str, Any]) -> None:
+    normalizer = model.get_vec_normalize_env()
+    if state["vec_normalize"] is not None:
+        if normalizer is None:
+            raise ValueError("env must be wrapped in VecNormalize, as it was when the checkpoint was written")
+        _set_statistics(normalizer, state["vec_normalize"])
+    restart_environments(model, int(state["environment_seed"]))
+    _set_random_states(state["random"])
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(MEMBER) as member:
+            state: dict[str, Any] = th.load(member, weights_only=True)
+    except (OSError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a complete checkpoint ({error})") from error
+    return state
+
+
+def _statistics(normalizer: VecNormalize) -> dict[str, Any]:
+    rms = normalizer.obs_rms if normalizer.norm_obs else {}
+    observations = rms if isinstance(rms, dict) else {"": rms}
+    return {
+        "observations": {key: _moments(value) for key, value in observations.items()},
+        "returns": _moments(normalizer.ret_rms),
+    }
+
+
+def _set_statistics(normalizer: VecNormalize, saved: dict[str, Any]) -> None:
+    rms = normalizer.obs_rms if normalizer.norm_obs else {}
+    for key, moments in saved["observations"].items():
+        _set_moments(rms[key] if isinstance(rms, dict) else rms, moments)
+    _set_moments(normalizer.ret_rms, saved["returns"])
+
+
+def _moments(statistics: RunningMeanStd) -> list[Any]:
+    return [th.as_tensor(statistics.mean), th.as_tensor(statistics.var), float(statistics.count)]
+
+
+def _set_moments(statistics: RunningMeanStd, moments: list[Any]) -> None:
+    statistics.mean = moments[0].numpy().copy()
+    statistics.var = moments[1].numpy().copy()
+    statistics.count = float(moments[2])
+
+
+def _random_states() -> dict[str, Any]:
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002  SB3 draws from the legacy generator
+    version, internal, gauss = random.getstate()
+    return {
+        "numpy": [str(name), th.as_tensor(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached],
+        "python": [version, list(internal), gauss],
+        "torch": th.get_rng_state(),
+        "cuda": th.cuda.get_rng_state_all() if th.cuda.is_available() else [],
+    }
+
+
+def _set_random_states(states: dict[str, Any]) -> None:
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    th.set_rng_state(states["torch"].cpu())
+    if states["cuda"] and th.cuda.is_available():
+        th.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself outlast a power cut, where the system knows how."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
