@@ -116,6 +116,13 @@ class NaturalGradientAlgorithm(RecordingAlgorithm):
                 stacklevel=3,
             )
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if type(self.policy.optimizer) is th.optim.Adam and "fused" not in self.policy.optimizer_kwargs:
+            # The same Adam in one pass over the parameters.
+            for group in self.policy.optimizer.param_groups:
+                group["fused"] = True
+
     def _begin_update(self) -> None:
         # Evaluation mode: surrogate and KL are of the policy that acts, without dropout or batch statistics.
         self.policy.set_training_mode(False)
@@ -131,9 +138,10 @@ class NaturalGradientAlgorithm(RecordingAlgorithm):
     def _surrogate(self, batch: Batch) -> Surrogate:
         return Surrogate(self.policy, self.actor, batch, self.cg_damping, self.fisher_sub_sampling_factor)
 
-    def _solve(self, surrogate: Surrogate, gradient: th.Tensor) -> CGSolution:
+    def _solve(self, surrogate: Surrogate, gradient: th.Tensor, residual_tol: float | None = None) -> CGSolution:
         """(F + λI)⁻¹·gradient."""
-        return conjugate_gradient(surrogate.fisher_product, gradient, self.cg_max_steps, self.cg_residual_tol)
+        tolerance = self.cg_residual_tol if residual_tol is None else residual_tol
+        return conjugate_gradient(surrogate.fisher_product, gradient, self.cg_max_steps, tolerance)
 
     def _take_step(self, step: Step) -> None:
         """Write θ_{k+1}, or count why there is none."""

@@ -232,7 +232,8 @@ def _set_moments(statistics: RunningMeanStd, moments: list[Any]) -> None:
 
 
 def _random_states() -> dict[str, Any]:
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002  SB3 draws from the legacy generator
+    # NPY002: SB3 draws from numpy's legacy generator.
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     version, internal, gauss = random.getstate()
     return {
         "numpy": [str(name), th.as_tensor(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached],

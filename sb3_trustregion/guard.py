@@ -2,11 +2,14 @@
 Bad data stops here: rewards and observations that are not finite reach neither the policy nor any statistic.
 
 A wrapper that training alone sees. It hands on neutral values in place of faulty ones and tells which environments
-they came from, so that the recorder can leave these transitions out; the statistics of ``VecNormalize``, which a single
-NaN would spoil for good, are put back as they were before that step.
+they came from, so that the recorder can leave these transitions out. A single NaN would spoil the statistics of
+``VecNormalize`` for good, and its clipping makes an ordinary number of infinity: where there is one, a screen beneath
+it looks at the raw values first.
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,53 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 LARGEST = 1e18
 
 
+class Screen(VecEnvWrapper):
+    """
+    Looks at raw values before ``VecNormalize`` does, and hands on those of a sound environment for faulty ones.
+
+    In a step that brought nothing sound the statistics stand still.
+
+    :param normalizer: whose environment this is put before
+    """
+
+    def __init__(self, normalizer: VecNormalize) -> None:
+        super().__init__(normalizer.venv)
+        self.normalizer = normalizer
+        # Of the last step or reset, by environment.
+        self.observation = np.zeros(self.num_envs, dtype=bool)
+        self.reward = np.zeros(self.num_envs, dtype=bool)
+        self.terminal = np.zeros(self.num_envs, dtype=bool)
+
+    def reset(self) -> VecEnvObs:
+        """
+        :return: the first observations, finite
+        """
+        observations = self.venv.reset()
+        self.observation = ~usable(observations, self.num_envs)
+        cleaned: VecEnvObs = _replaced(observations, self.observation, self._stand_ins(self.observation))
+        return cleaned
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """
+        :return: the step, finite
+        """
+        observations, rewards, dones, infos = self.venv.step_wait()
+        self.observation = ~usable(observations, self.num_envs)
+        self.reward = ~usable(rewards, self.num_envs)
+        self.terminal = np.array([_clean_end(info) for info in infos])
+        faulty = self.observation | self.reward
+        stand_ins = self._stand_ins(faulty)
+        return _replaced(observations, faulty, stand_ins), _replaced(rewards, faulty, stand_ins), dones, infos
+
+    def _stand_ins(self, faulty: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64] | None:
+        """A sound environment for each faulty one; None where none is sound."""
+        sound = (~faulty).nonzero()[0]
+        if len(sound) == 0:
+            self.normalizer.training = False
+            return None
+        return np.resize(sound, int(faulty.sum()))
+
+
 class GuardedVecEnv(VecEnvWrapper):
     """
     The training environment without what is not finite.
@@ -27,27 +77,38 @@ class GuardedVecEnv(VecEnvWrapper):
 
     def __init__(self, venv: VecEnv) -> None:
         super().__init__(venv)
-        self.normalizer = unwrap_vec_normalize(venv)
+        normalizer = unwrap_vec_normalize(venv)
+        self.screen = None if normalizer is None else Screen(normalizer)
         # Of the last step, by environment: is the transition faulty, is the observation that it led to.
         self.faulty = np.zeros(self.num_envs, dtype=bool)
         self.faulty_observation = np.zeros(self.num_envs, dtype=bool)
-        self.n_faulty = 0
         self.last_fault = ""
+
+    @contextmanager
+    def screened(self) -> Iterator[None]:
+        """Put the screen beneath ``VecNormalize`` for the time of one call, so that nobody else meets it."""
+        if self.screen is None:
+            yield
+            return
+        normalizer = self.screen.normalizer
+        venv, training = normalizer.venv, normalizer.training
+        normalizer.venv = self.screen
+        try:
+            yield
+        finally:
+            normalizer.venv, normalizer.training = venv, training
 
     def reset(self) -> VecEnvObs:
         """
         :return: the first observations, finite
         """
-        return self.cleaned(self.venv.reset())
+        with self.screened():
+            observations = self.venv.reset()
+        return self.cleaned(observations)
 
-    def cleaned(self, observations: VecEnvObs) -> VecEnvObs:
-        """
-        :param observations: (N, ...) or a dict of those, as the policy would see them
-        :return: the same with zeros in place of faulty observations, which are noted
-        """
-        self.faulty_observation = ~usable(observations, self.num_envs)
-        self._note("observation", self.faulty_observation)
-        return _zeroed(observations, self.faulty_observation)
+    def forget(self) -> None:
+        """Other episodes begin: what was noted of the last observations is no longer so."""
+        self.faulty_observation = np.zeros(self.num_envs, dtype=bool)
 
     def cleaned_first(self, observations: VecEnvObs) -> VecEnvObs:
         """
@@ -59,61 +120,35 @@ class GuardedVecEnv(VecEnvWrapper):
         self.faulty_observation = self.faulty_observation | noted
         return cleaned
 
-    def step_async(self, actions: npt.NDArray[Any]) -> None:
+    def cleaned(self, observations: VecEnvObs) -> VecEnvObs:
         """
-        :param actions: one per environment
+        :param observations: (N, ...) or a dict of those, as the policy would see them
+        :return: the same with zeros in place of faulty observations, which are noted
         """
-        self._statistics = None if self.normalizer is None else _statistics(self.normalizer)
-        self.venv.step_async(actions)
+        self.faulty_observation = ~usable(observations, self.num_envs)
+        if self.screen is not None:
+            self.faulty_observation = self.faulty_observation | self.screen.observation
+        self._note("observation", self.faulty_observation)
+        cleaned: VecEnvObs = _replaced(observations, self.faulty_observation)
+        return cleaned
 
     def step_wait(self) -> VecEnvStepReturn:
         """
         :return: the step, finite
         """
-        observations, rewards, dones, infos = self.venv.step_wait()
-        if self.normalizer is not None and self._is_spoilt(self.normalizer):
-            observations, rewards = self._normalise_again(self.normalizer, observations)
-            self.normalizer.returns[dones] = 0.0
+        with self.screened():
+            observations, rewards, dones, infos = self.venv.step_wait()
         bad_rewards = ~usable(rewards, self.num_envs)
+        bad_ends = np.array([_clean_end(info) for info in infos])
+        if self.screen is not None:
+            bad_rewards |= self.screen.reward
+            bad_ends |= self.screen.terminal
         self._note("reward", bad_rewards)
+        self._note("terminal observation", bad_ends)
         observations = self.cleaned(observations)
         # Where an episode ended, the observation is of the next one and says nothing about this transition.
-        bad_ends = np.array([self._clean_end(info) for info in infos])
         self.faulty = bad_rewards | np.where(dones, bad_ends, self.faulty_observation)
-        self.n_faulty += int(self.faulty.sum())
-        return observations, np.where(bad_rewards, 0.0, rewards).astype(np.float32), dones, infos
-
-    def _is_spoilt(self, normalizer: VecNormalize) -> bool:
-        raw_observations, raw_rewards = normalizer.old_obs, normalizer.old_reward
-        fine = usable(raw_observations, self.num_envs) & usable(raw_rewards, self.num_envs)
-        return not fine.all()
-
-    def _normalise_again(self, normalizer: VecNormalize, observations: VecEnvObs) -> tuple[VecEnvObs, npt.NDArray[Any]]:
-        """What ``VecNormalize`` would have returned without this step in its statistics."""
-        assert self._statistics is not None
-        for name, value in self._statistics.items():
-            setattr(normalizer, name, value)
-        rewards = normalizer.normalize_reward(normalizer.old_reward)
-        if self.venv is normalizer:
-            return normalizer.normalize_obs(normalizer.old_obs), rewards
-        # Frames stacked above it are known to the wrappers above alone.
-        return observations, rewards
-
-    def _clean_end(self, info: dict[str, Any]) -> bool:
-        """Zero a faulty terminal observation in place; tell whether it was."""
-        terminal = info.get("terminal_observation")
-        if terminal is None:
-            return False
-        batched = (
-            {k: np.asarray(v)[None] for k, v in terminal.items()} if isinstance(terminal, dict) else terminal[None]
-        )
-        if usable(batched, 1).all():
-            return False
-        cleaned = _zeroed(batched, np.ones(1, dtype=bool))
-        info["terminal_observation"] = (
-            {key: value[0] for key, value in cleaned.items()} if isinstance(cleaned, dict) else cleaned[0]
-        )
-        return True
+        return observations, _replaced(rewards, bad_rewards), dones, infos
 
     def _note(self, quantity: str, faulty: npt.NDArray[np.bool_]) -> None:
         if not faulty.any():
@@ -141,20 +176,26 @@ def usable(values: VecEnvObs | npt.NDArray[Any] | tuple[Any, ...], n_envs: int) 
     return result
 
 
-def _zeroed(observations: VecEnvObs, faulty: npt.NDArray[np.bool_]) -> VecEnvObs:
+def _replaced(values: Any, faulty: npt.NDArray[np.bool_], stand_ins: npt.NDArray[np.int64] | None = None) -> Any:
+    """Values with those of other environments, or zeros, in place of faulty ones."""
     if not faulty.any():
-        return observations
-    if isinstance(observations, dict):
-        return {key: _zeroed(value, faulty) for key, value in observations.items()}  # type: ignore[misc]
-    cleaned = np.array(observations)
-    cleaned[faulty] = 0
+        return values
+    if isinstance(values, dict):
+        return {key: _replaced(value, faulty, stand_ins) for key, value in values.items()}
+    cleaned = np.array(values)
+    cleaned[faulty] = 0 if stand_ins is None else cleaned[stand_ins]
     return cleaned
 
 
-def _statistics(normalizer: VecNormalize) -> dict[str, Any]:
-    """All that a step changes in ``VecNormalize``, copied."""
-    statistics: dict[str, Any] = {"ret_rms": normalizer.ret_rms.copy(), "returns": normalizer.returns.copy()}
-    if normalizer.norm_obs:
-        rms = normalizer.obs_rms
-        statistics["obs_rms"] = {k: v.copy() for k, v in rms.items()} if isinstance(rms, dict) else rms.copy()
-    return statistics
+def _clean_end(info: dict[str, Any]) -> bool:
+    """Put zeros in place of a faulty terminal observation; tell whether it was."""
+    terminal = info.get("terminal_observation")
+    if terminal is None:
+        return False
+    single = {key: np.asarray(value) for key, value in terminal.items()} if isinstance(terminal, dict) else terminal
+    if usable(single, 1).all():
+        return False
+    zeros = np.zeros_like
+    cleaned = {key: zeros(value) for key, value in single.items()} if isinstance(single, dict) else zeros(single)
+    info["terminal_observation"] = cleaned
+    return True

@@ -14,6 +14,7 @@ from sb3_trustregion.core.improvement import (
     Improvement,
     difference,
     episode_returns,
+    per_step,
     performance,
 )
 from sb3_trustregion.core.radius import RULES, RadiusRule, TrustRegionState, update_radius
@@ -225,14 +226,15 @@ class MeasuringAlgorithm(RecordingAlgorithm):
             return None
         self._judged = pending
         actual = difference(self._performance(rollout, pending), pending.baseline)
+        if self.improvement_estimator == "episodes":
+            actual = per_step(actual, rollout.episode_lengths)
         promise = pending.promise
         return Improvement(*actual, *promise.predicted, promise.length, promise.used_radius, promise.gain)
 
     def _performance(self, rollout: Rollout, pending: PendingStep) -> Estimate:
-        """Mean TD residual of the rollout by the pending step's critic, or mean episode return per step."""
+        """Mean TD residual of the rollout by the pending step's critic, or mean episode return."""
         if self.improvement_estimator == "episodes":
-            returns = rollout.episode_returns / pending.normalizer.reward_scale
-            return episode_returns(returns, rollout.episode_lengths)
+            return episode_returns(rollout.episode_returns / pending.normalizer.reward_scale)
         value_of = self._value_function(pending.policy)
         residuals = appraise(rollout, value_of, pending.normalizer, self.gamma).residuals
         return performance(residuals, rollout.dones)
@@ -240,8 +242,7 @@ class MeasuringAlgorithm(RecordingAlgorithm):
     def _baseline(self, newest: LearningData, normalizer: Normalizer) -> Estimate:
         """The same for the rollout of the policy before the step, by the same critic in the same units."""
         if self.improvement_estimator == "episodes":
-            rollout = newest.rollout
-            return episode_returns(rollout.episode_returns / normalizer.reward_scale, rollout.episode_lengths)
+            return episode_returns(newest.rollout.episode_returns / normalizer.reward_scale)
         return performance(newest.residuals, newest.rollout.dones)
 
     def _judge(self, measured: Improvement | None) -> None:

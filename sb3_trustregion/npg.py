@@ -26,7 +26,7 @@ class NPG(NaturalGradientAlgorithm):
     :param learning_rate: The learning rate of the value function, it can be a function
         of the current progress remaining (from 1 to 0)
     :param n_steps: The number of steps to run for each environment per update
-    :param batch_size: Minibatch size for the value function
+    :param batch_size: Minibatch size for the value function, see ``learning_rate``
     :param gamma: Discount factor
     :param cg_max_steps: maximum number of steps in the Conjugate Gradient algorithm
     :param cg_damping: λ, added to the diagonal of the Fisher matrix of the *joint* action distribution:
@@ -56,7 +56,8 @@ class NPG(NaturalGradientAlgorithm):
         The KL of a step is about ½α²·gᵀF⁻¹g nats
     :param cg_residual_tol: stop Conjugate Gradient at this relative residual ‖g - (F + λI)x‖/‖g‖;
         the policy gains as much from a loose solution, see ``docs`` and ``benchmarks``
-    :param fisher_sub_sampling_factor: take the Fisher matrix over one in so many states, the gradient over all
+    :param fisher_sub_sampling_factor: take the Fisher matrix over one in so many states (256 at least), the gradient
+        over all: the policy gains as much from it at the same KL
     :raises ValueError: where an argument is out of range, a space or a policy not supported
     """
 
@@ -66,9 +67,9 @@ class NPG(NaturalGradientAlgorithm):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 1e-3,
+        learning_rate: float | Schedule = 2e-3,
         n_steps: int = 2048,
-        batch_size: int = 128,
+        batch_size: int = 512,
         gamma: float = 0.99,
         cg_max_steps: int = 15,
         cg_damping: float = 0.1,
@@ -90,7 +91,7 @@ class NPG(NaturalGradientAlgorithm):
         *,
         actor_step_size: float | Schedule = 0.3,
         cg_residual_tol: float = 0.1,
-        fisher_sub_sampling_factor: int = 1,
+        fisher_sub_sampling_factor: int = 8,
     ) -> None:
         super().__init__(
             policy,

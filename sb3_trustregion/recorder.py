@@ -4,6 +4,7 @@ Keeps what SB3's rollout buffer does not: raw rewards, true ends of episodes, un
 An internal callback, because ``on_step`` runs before SB3 adds γ·V(terminal observation) to truncated rewards.
 """
 
+import copy
 import warnings
 from typing import Any
 
@@ -21,7 +22,7 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sb3_trustregion.core.rollouts import IDENTITY, FloatArray, Normalizer, ObsArray, Rollout, stack_observations
-from sb3_trustregion.guard import GuardedVecEnv
+from sb3_trustregion.guard import LARGEST, GuardedVecEnv
 
 
 class RolloutRecorder(BaseCallback):
@@ -75,7 +76,8 @@ class RolloutRecorder(BaseCallback):
         if not done:
             return
         episode = info.get("episode")
-        if episode is not None:
+        # The return of an episode with a faulty reward says nothing.
+        if episode is not None and abs(episode["r"]) < LARGEST:
             self._episodes.append((float(episode["r"]), float(episode["l"])))
         terminal = info.get("terminal_observation")
         if terminal is not None and info.get("TimeLimit.truncated", False):
@@ -93,7 +95,8 @@ class RolloutRecorder(BaseCallback):
         ends = self._terminal_observations
         self._rollout = Rollout(
             observations=self._stacked() if self._normalizer is not None else _copy_of_dict(buffer.observations),
-            last_observations=self._observations[-1] if self._normalizer is not None else self.locals["new_obs"],
+            # A copy: stacked frames are overwritten in place when the environments are reset.
+            last_observations=copy.deepcopy(self._observations[-1] if self._normalizer else self.locals["new_obs"]),
             terminal_observations=stack_observations(ends) if ends else np.zeros(0),
             truncated=np.array(self._truncated, dtype=np.int64),
             actions=buffer.actions.astype(np.float32, copy=False),

@@ -187,6 +187,27 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
         # First, so that it sees a step even if the user's callback ends training there.
         return super()._init_callback(CallbackList([self.recorder, callback]), progress_bar)
 
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        guard = self._guarded()
+        if reset_num_timesteps or self._last_obs is None:
+            guard.forget()
+        with guard.screened():  # the environments are reset here, perhaps
+            return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _guarded(self) -> GuardedVecEnv:
+        """The training environment without what is not finite."""
+        assert self.env is not None, "learn() needs an environment: call set_env()"
+        if self.guard is None or self.guard.venv is not self.env:
+            self.guard = GuardedVecEnv(self.env)
+        return self.guard
+
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
@@ -199,12 +220,10 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
         :param n_rollout_steps: number of steps per environment
         :return: False if a callback ended training
         """
-        if self.guard is None or self.guard.venv is not env:
-            self.guard = GuardedVecEnv(env)
-        self.recorder.guard = self.guard
+        self.recorder.guard = guard = self._guarded()
         assert self._last_obs is not None
-        self._last_obs = self.guard.cleaned_first(self._last_obs)  # type: ignore[assignment]
-        return super().collect_rollouts(self.guard, callback, rollout_buffer, n_rollout_steps)
+        self._last_obs = guard.cleaned_first(self._last_obs)  # type: ignore[assignment]
+        return super().collect_rollouts(guard, callback, rollout_buffer, n_rollout_steps)
 
     def _take_rollout(self) -> Rollout:
         """

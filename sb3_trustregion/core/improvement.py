@@ -15,6 +15,8 @@ FloatArray = npt.NDArray[np.floating]
 
 # Enough block means for a variance with 10 % error, few enough for blocks longer than the correlation time.
 TARGET_BLOCKS = 60
+# Powers and ratios of what lies between stay finite.
+SMALLEST, LARGEST = 1e-30, 1e30
 
 
 class Estimate(NamedTuple):
@@ -39,7 +41,7 @@ class Improvement(NamedTuple):
     :param predicted_stderr: standard error of ``predicted``
     :param length: length of the step, √(2·KL), in √nats
     :param used_radius: whether the step went as far as the radius let it
-    :param in_sample: improvement on the batch that the step was fitted to, > 0, same units
+    :param in_sample: improvement on the batch that the step was fitted to, same units
     """
 
     actual: float
@@ -67,9 +69,14 @@ class Improvement(NamedTuple):
 
     @property
     def is_informative(self) -> bool:
-        """Finite, and not the zero minus zero of a task without rewards."""
-        finite = all(math.isfinite(value) for value in (*self[:5], self.in_sample))
-        return finite and min(self.noise, self.length, self.in_sample) > 0.0
+        """Finite, with room for powers, and not the zero minus zero of a task without rewards."""
+        bounded = all(abs(value) < LARGEST for value in (*self[:5], self.in_sample))  # NaN is not
+        return bounded and min(self.noise, self.length) > SMALLEST
+
+    @property
+    def is_promising(self) -> bool:
+        """Whether the step gained on its own batch, as a PPO update need not: else there is no promise to be kept."""
+        return self.in_sample > SMALLEST
 
 
 def blocks_per_env(n_steps: int, n_envs: int) -> int:
@@ -174,18 +181,29 @@ def difference(after: Estimate, before: Estimate) -> Estimate:
     return Estimate(after.mean - before.mean, math.hypot(after.stderr, before.stderr))
 
 
-def episode_returns(returns: FloatArray, lengths: FloatArray) -> Estimate:
+def episode_returns(returns: FloatArray) -> Estimate:
     """
-    Mean reward per step of finished episodes, the model-free alternative to TD residuals.
-
-    The return of an episode over the mean episode length: the difference of two such figures has the units of
-    the surrogate, because η(π') - η(π) is the sum over an episode of the advantages (eq. 15 of the overview).
+    Mean return of finished episodes, the model-free alternative to TD residuals.
 
     :param returns: shape (E,), undiscounted returns
-    :param lengths: shape (E,), episode lengths
-    :return: NaN mean where fewer than two episodes ended
+    :return: mean and standard error, reward units; NaN mean where fewer than two episodes ended
     """
     if len(returns) < 2:
         return Estimate(math.nan, math.inf)
-    scale = float(np.mean(lengths))
-    return Estimate(float(np.mean(returns)) / scale, float(np.std(returns, ddof=1)) / math.sqrt(len(returns)) / scale)
+    return Estimate(float(np.mean(returns)), float(np.std(returns, ddof=1)) / math.sqrt(len(returns)))
+
+
+def per_step(estimate: Estimate, lengths: FloatArray) -> Estimate:
+    """
+    A difference of returns in the units of the surrogate.
+
+    η(π') - η(π) is the sum over an episode of π' of the advantages of π (eq. 15 of the overview): over the length of
+    that episode it is their mean. One length for both returns: over its own each return is the mean reward, which
+    says nothing where rewards are constant and only lengths differ.
+
+    :param estimate: η(π') - η(π)
+    :param lengths: shape (E,), lengths of the episodes of π'
+    :return: improvement per environment step
+    """
+    scale = float(np.mean(lengths)) if len(lengths) else math.nan
+    return Estimate(estimate.mean / scale, estimate.stderr / scale)

@@ -150,11 +150,13 @@ def update_radius(state: TrustRegionState, measured: Improvement | None, rule: R
     """
     if measured is None or not measured.is_informative:
         return replace(state, factor=1.0, rolled_back=False)
-    pooled = _pool(state, measured, rule)
+    pooled = _pool(state, measured, rule) if measured.is_promising else state
     if _is_significantly_worse(measured, rule):
         factor = 1.0 if rule.kind == "fixed" else ROLLBACK_SHRINKAGE ** (rule.exponent / 2)
         undone = _scale(pooled, factor, rule)
         return replace(undone, rolled_back=True, n_rollbacks=state.n_rollbacks + 1)
+    if not measured.is_promising:
+        return replace(state, factor=1.0, rolled_back=False)
     decide = RULES[rule.kind]
     factor = decide(pooled, measured)
     without_feedback = decide(replace(pooled, gained=0.0), measured._replace(actual=0.0))

@@ -177,12 +177,19 @@ def advantages(
     :param ratios: shape (T, N), π/β; None for on-policy data
     :return: shape (T, N)
     """
-    traces = np.where(dones, 0.0, gamma * gae_lambda)
+    decay = np.where(dones, 0.0, gamma * gae_lambda)
     if ratios is not None:
-        traces[:-1] *= np.minimum(ratios[1:], TRACE_CLIP)
-    result = np.array(residuals, dtype=np.float64)
-    for t in range(len(result) - 2, -1, -1):
-        result[t] += traces[t] * np.nan_to_num(result[t + 1])
+        decay[:-1] *= np.minimum(ratios[1:], TRACE_CLIP)
+    decay[-1] = 0.0
+    decay[np.isnan(residuals)] = 0.0
+    result = np.nan_to_num(residuals.astype(np.float64))
+    # The recursion Â_t = d_t + c_t·Â_{t+1} by doubling: after each pass a step has summed twice as many successors.
+    reach = 1
+    while reach < len(result):
+        result[:-reach] += decay[:-reach] * result[reach:]
+        decay[:-reach] *= decay[reach:].copy()
+        reach *= 2
+    result[np.isnan(residuals)] = np.nan
     return result
 
 

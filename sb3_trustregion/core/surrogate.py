@@ -75,6 +75,10 @@ class Batch(NamedTuple):
         )
 
 
+# Fewer states than this make a Fisher matrix of noise; found by held-out gain at equal KL.
+LEAST_FISHER_STATES = 256
+
+
 class Evaluation(NamedTuple):
     """
     The model at a trial point.
@@ -115,7 +119,7 @@ class Surrogate:
     :param actor: layout of θ
     :param batch: the data
     :param damping: λ, added to the Fisher matrix
-    :param fisher_sub_sampling_factor: the Fisher matrix is a mean over every so many-th state, the gradient over all
+    :param fisher_sub_sampling_factor: the Fisher matrix is a mean over one in so many states, the gradient over all
     :raises ValueError: where the policy gives no proper distribution at θ_k (not finite)
     """
 
@@ -159,10 +163,10 @@ class Surrogate:
         return gradient, noise, distance
 
     def _fisher(self, leaf: th.Tensor, outputs: Parameters, damping: float, factor: int) -> FisherProduct:
-        if factor == 1:
+        if factor == 1 or self.batch.n_samples <= LEAST_FISHER_STATES:
             return FisherProduct(self.kind, outputs, leaf, damping)
         n = self.batch.n_samples
-        index = th.randperm(n)[: max(n // factor, 1)].to(leaf.device)
+        index = th.randperm(n)[: max(n // factor, LEAST_FISHER_STATES)].to(leaf.device)
         _, thinned = self._forward(leaf, take(self.batch.observations, index), self.batch.actions[index])
         return FisherProduct(self.kind, thinned, leaf, damping)
 
