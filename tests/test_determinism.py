@@ -8,6 +8,7 @@ from gymnasium import spaces
 from sb3_contrib import TRPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from torch import nn
 
 from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
 from tests.environments import ACTION_SPACES, OBSERVATION_SPACES, toy_vec_env
@@ -22,6 +23,7 @@ from tests.helpers import (
     state_of,
     train,
 )
+from tests.networks import Dropout, LayeredExtractor
 
 VARIANTS: list[dict[str, Any]] = [{}, {"use_sde": True, "sde_sample_freq": 4}]
 
@@ -84,6 +86,18 @@ def test_adaptive_ppo_with_a_fixed_radius_is_ppo(kind: str, estimator: str) -> N
     assert_same(ours.policy.optimizer.state_dict(), stock.policy.optimizer.state_dict())
     for key in ("train/loss", "train/clip_range", "train/approx_kl", "train/clip_fraction", "train/std"):
         assert updates[-1].logged.get(key) == stock.logger.name_to_value.get(key)
+
+
+@pytest.mark.parametrize("layer", [Dropout, nn.BatchNorm1d])
+def test_adaptive_ppo_with_a_fixed_radius_is_ppo_in_training_mode_alone(layer: type[nn.Module]) -> None:
+    """The model is asked in evaluation mode: no random number for dropout, no batch for the statistics."""
+    policy_kwargs = {"features_extractor_class": LayeredExtractor, "features_extractor_kwargs": {"layer": layer}}
+    ours = make_model(AdaptivePPO, radius_rule="fixed", rollback_z=None, policy_kwargs=policy_kwargs)
+    updates = train(ours, 4)
+    stock = make_model(PPO, policy_kwargs=policy_kwargs).learn(4 * UPDATE)
+    assert_same(state_of(ours.policy), state_of(stock.policy))
+    for update in updates:
+        assert update.kl == pytest.approx(update.logged["train/kl_divergence"], rel=1e-2)
 
 
 @pytest.mark.parametrize(

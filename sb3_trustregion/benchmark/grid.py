@@ -51,14 +51,20 @@ class Grid:
         for name, values in {"tasks": self.tasks, "variants": self.variants, "seeds": self.seeds}.items():
             if not values:
                 raise ValueError(f"{name} must not be empty")
+        check_integer("n_envs", self.environment.get("n_envs", 1), at_least=1)
         for seed in self.seeds:
             check_seed(seed, self.is_evaluation)
         for package in self.gym_packages:
             _import(package)
         for task, n_timesteps in self.tasks.items():
-            if n_timesteps is not None:
-                check_integer("n_timesteps", n_timesteps, at_least=1)
             check_task(task)
+            check_integer("n_timesteps", 1 if n_timesteps is None else n_timesteps, at_least=1)
+        self._check_variants()
+
+    def _check_variants(self) -> None:
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) < len(names):
+            raise ValueError(f"variants must be given once each, got {names}")
         for variant in self.variants:
             self._check_replay(variant)
 
@@ -158,8 +164,8 @@ def check_results(specs: list[RunSpec], results: Results, rerun_outdated: bool) 
         more = f"\n  and {len(differing) - SHOWN_DIFFERENCES} more" if len(differing) > SHOWN_DIFFERENCES else ""
         listed = "\n".join(differing[:SHOWN_DIFFERENCES]) + more
         raise ValueError(
-            f"output must hold no results of another version, got {len(differing)} in {str(results.output)!r}:\n{listed}\n"
-            "Choose another folder, or run them again with --rerun-outdated."
+            f"output must hold no results of another version, got {len(differing)} in {str(results.output)!r}:\n"
+            f"{listed}\nChoose another folder, or run them again with --rerun-outdated."
         )
 
 

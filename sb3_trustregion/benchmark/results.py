@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from sb3_trustregion.benchmark.variants import Variant
 
 Key = tuple[str, str, int]
 INCOMING = ".incoming"
+COMMANDS_FILE = "commands.txt"
+STALE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,9 @@ class Results:
             probe.mkdir(parents=True)
             (probe / "probe").write_bytes(b"")
         except OSError as error:
-            raise ValueError(f"output must be a folder that can be written to, got {str(self.output)!r}: {error}") from error
-        shutil.rmtree(probe)
+            message = f"output must be a folder that can be written to, got {str(self.output)!r}: {error}"
+            raise ValueError(message) from error
+        shutil.rmtree(probe.parent, ignore_errors=True)
 
     def write(self, key: Key, files: dict[str, bytes]) -> None:
         """
@@ -138,10 +142,30 @@ class Results:
             folder.rename(old)
         incoming.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            incoming.parent.rmdir()
+
+    def add_command(self, command: str) -> None:
+        """
+        :param command: that the results are made by; kept once
+        """
+        commands = self.commands()
+        if command not in commands:
+            incoming = self.output / f"{COMMANDS_FILE}.incoming"
+            incoming.write_text("\n".join([*commands, command]) + "\n", "utf-8")
+            incoming.replace(self.output / COMMANDS_FILE)
+
+    def commands(self) -> list[str]:
+        """:return: what the results were made by"""
+        path = self.output / COMMANDS_FILE
+        return path.read_text("utf-8").splitlines() if path.is_file() else []
 
     def tidy(self) -> None:
-        """Remove what a killed process left half-written."""
-        shutil.rmtree(self.runs_folder / INCOMING, ignore_errors=True)
+        """Remove what a killed process left half-written: nothing else is there for long."""
+        for path in self.runs_folder.glob(f"{INCOMING}/*"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                    shutil.rmtree(path)
 
 
 def outdated(spec: RunSpec, run: Run) -> list[str]:

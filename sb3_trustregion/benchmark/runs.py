@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sb3_trustregion.benchmark.provenance import PACKAGE
 from sb3_trustregion.benchmark.variants import Variant
 
 # Changes when runs are measured otherwise than before.
@@ -22,7 +24,13 @@ RUN_FILE = "run.json"
 EPISODES_FILE = "episodes.csv.gz"
 PROGRESS_FILE = "progress.csv.gz"
 TRACEBACK_FILE = "traceback.txt"
+# Instead of a result: why it would be one of another version.
+MISMATCH_FILE = "mismatch.txt"
 RESULT_FOLDER = "result"
+
+
+class OwnerDiedError(BaseException):
+    """There is nobody left to give the result to."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +116,15 @@ def execute(spec_json: str, owner: int) -> dict[str, bytes]:
     :param owner: id of the process whose death ends the run, where that is our parent
     :return: contents of the run's files by name
     """
-    with tempfile.TemporaryDirectory(prefix="sb3_trustregion-") as name:
-        folder = Path(name)
-        (folder / SPEC_FILE).write_text(spec_json, "utf-8")
-        with (folder / "log.txt").open("wb") as log:
-            returncode = _supervise(folder, log.fileno(), owner)
-        return _collect(folder, RunSpec.from_json(spec_json), returncode)
+    try:
+        with tempfile.TemporaryDirectory(prefix="sb3_trustregion-") as name:
+            folder = Path(name)
+            (folder / SPEC_FILE).write_text(spec_json, "utf-8")
+            with (folder / "log.txt").open("wb") as log:
+                returncode = _supervise(folder, log.fileno(), owner)
+            return _collect(folder, RunSpec.from_json(spec_json), returncode)
+    except OwnerDiedError:
+        os._exit(1)
 
 
 def _supervise(folder: Path, log: int, owner: int) -> int:
@@ -132,7 +143,7 @@ def _supervise(folder: Path, log: int, owner: int) -> int:
                 return child.wait(POLL_SECONDS)
             except subprocess.TimeoutExpired:
                 if is_watched and os.getppid() != owner:
-                    raise KeyboardInterrupt from None
+                    raise OwnerDiedError from None
     finally:
         child.kill()
         child.wait()
@@ -143,7 +154,7 @@ def _supervise(folder: Path, log: int, owner: int) -> int:
 def _collect(folder: Path, spec: RunSpec, returncode: int) -> dict[str, bytes]:
     result = folder / RESULT_FOLDER
     files = {path.name: path.read_bytes() for path in result.iterdir()} if result.is_dir() else {}
-    if returncode == 0 and RUN_FILE in files:
+    if MISMATCH_FILE in files or (returncode == 0 and RUN_FILE in files):
         return files
     traceback = files.get(TRACEBACK_FILE) or _epitaph(folder, returncode).encode()
     record = {**run_record(spec), "status": "failed"}
@@ -156,7 +167,19 @@ def _epitaph(folder: Path, returncode: int) -> str:
     if returncode < 0:
         cause = f"the process was ended by signal {-returncode}" + (" (out of memory?)" if returncode == -9 else "")
     tail = (folder / "log.txt").read_text("utf-8", errors="replace")[-LOG_TAIL:]
-    return f"{cause}\n\n{tail}"
+    return f"{cause}\n\n{without_machine(tail.replace(str(folder), 'run'))}"
+
+
+def without_machine(text: str) -> str:
+    """
+    :param text: of a traceback
+    :return: the same with paths that mean something on other machines too
+    """
+    paths = sysconfig.get_paths()
+    places = {str(PACKAGE.parent) + os.sep: "", paths["purelib"]: "site-packages", paths["stdlib"]: "python"}
+    for place, name in places.items():
+        text = text.replace(place, name)
+    return text
 
 
 def record_text(record: dict[str, Any]) -> str:

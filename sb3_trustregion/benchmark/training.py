@@ -7,6 +7,7 @@ import gzip
 import importlib
 import io
 import os
+import shutil
 import sys
 import threading
 import time
@@ -31,6 +32,7 @@ from sb3_trustregion.benchmark import provenance
 from sb3_trustregion.benchmark.hyperparameters import nearest_rollouts
 from sb3_trustregion.benchmark.runs import (
     EPISODES_FILE,
+    MISMATCH_FILE,
     PROGRESS_FILE,
     RESULT_FOLDER,
     RUN_FILE,
@@ -39,6 +41,7 @@ from sb3_trustregion.benchmark.runs import (
     RunSpec,
     record_text,
     run_record,
+    without_machine,
 )
 from sb3_trustregion.benchmark.variants import IMPLEMENTATIONS, MODULES
 from sb3_trustregion.zoo import register
@@ -90,22 +93,29 @@ def main(folder: Path) -> int:
     :param folder: has the specification, gets the results
     :return: exit code
     """
-    _end_with_parent()
+    _end_with_parent(folder)
     os.chdir(folder)  # simulators leave logs where they are
     result = folder / RESULT_FOLDER
     result.mkdir()
     spec = RunSpec.from_json((folder / SPEC_FILE).read_text("utf-8"))
     try:
+        mismatch = _mismatch(spec)
+        if mismatch:
+            (result / MISMATCH_FILE).write_text(mismatch, "utf-8")
+            return 1
         _run(spec, folder / "zoo", result)
     except Exception:
-        (result / TRACEBACK_FILE).write_text(traceback.format_exc(), "utf-8")
+        (result / TRACEBACK_FILE).write_text(without_machine(traceback.format_exc()), "utf-8")
         return 1
     return 0
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(folder: Path) -> None:
+    """Nobody waits for the result any more once standard input is closed."""
+
     def wait() -> None:
         os.read(0, 1)  # unbuffered: a buffer's lock would outlive the interpreter
+        shutil.rmtree(folder, ignore_errors=True)
         os._exit(3)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -113,9 +123,6 @@ def _end_with_parent() -> None:
 
 def _run(spec: RunSpec, zoo_folder: Path, result: Path) -> None:
     th.set_num_threads(1)
-    for package in spec.gym_packages:
-        importlib.import_module(package)
-    _check_versions(spec)
     _register()
     manager, model = _set_up(spec, zoo_folder)
     recorder = ProgressRecorder()
@@ -143,14 +150,16 @@ def _run(spec: RunSpec, zoo_folder: Path, result: Path) -> None:
     (result / RUN_FILE).write_text(record_text(record), "utf-8")
 
 
-def _check_versions(spec: RunSpec) -> None:
-    """On another machine of a cluster, there may be other packages."""
+def _mismatch(spec: RunSpec) -> str:
+    """Other packages, as there may be on another machine of a cluster, or code that was edited since the grid began."""
+    for package in spec.gym_packages:
+        importlib.import_module(package)
     here = provenance.package_versions(str(gym.spec(spec.task).entry_point))
-    different = {name: (wanted, here.get(name)) for name, wanted in spec.versions.items() if here.get(name) != wanted}
-    if different:
-        raise RuntimeError(f"versions must be those that the grid was started with, got {different}")
+    differing = (name for name, version in spec.versions.items() if here.get(name) != version)
+    different = [f"{name} {here.get(name)} instead of {spec.versions[name]}" for name in differing]
     if spec.code and provenance.code_hash(MODULES[spec.variant.algorithm]) != spec.code:
-        raise RuntimeError("sb3_trustregion must be as where the grid was started: its code differs")
+        different.append(f"other code of {spec.variant.algorithm}")
+    return ", ".join(different)
 
 
 def _register() -> None:
@@ -201,7 +210,8 @@ def _evaluate(manager: ExperimentManager, model: BaseAlgorithm, seed: int) -> tu
         model, env, N_EVAL_EPISODES, deterministic=manager.deterministic_eval, return_episode_rewards=True
     )
     env.close()
-    assert isinstance(returns, list) and isinstance(lengths, list)
+    assert isinstance(returns, list)
+    assert isinstance(lengths, list)
     return [float(value) for value in returns], [int(length) for length in lengths]
 
 

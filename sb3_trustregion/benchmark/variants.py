@@ -87,7 +87,7 @@ def _tuned(ours: list[Variant]) -> Iterator[Variant]:
             yield replace(base, name=f"{base.name}-tuned", label=label, per_task=True, role=TUNED)
 
 
-def _changed(base: Variant, name: str, label: str, *, algorithm: str = "", replays: str = "", **changes: Any) -> Variant:
+def _changed(base: Variant, name: str, label: str, *, algorithm: str = "", **changes: Any) -> Variant:
     return replace(
         base,
         name=f"{base.name}-{name}",
@@ -96,7 +96,6 @@ def _changed(base: Variant, name: str, label: str, *, algorithm: str = "", repla
         hyperparameters=base.hyperparameters | changes,
         role=ABLATION,
         parent=base.name,
-        replays=replays,
     )
 
 
@@ -108,8 +107,8 @@ def _ablations(base: Variant) -> Iterator[Variant]:
     yield _changed(base, "actual_zero", "actual = 0", algorithm="adaptive_trpo_actual_zero")
     yield _changed(base, "actual_shuffled", "actual shuffled", algorithm="adaptive_trpo_actual_shuffled")
     # Open loop: the schedule alone, so no roll-back either.
-    replayed = {"algorithm": "adaptive_trpo_replayed", "replays": base.name, "rollback_z": None}
-    yield _changed(base, "replayed", "replayed schedule", **replayed)
+    replayed = _changed(base, "replayed", "replayed schedule", algorithm="adaptive_trpo_replayed", rollback_z=None)
+    yield replace(replayed, replays=base.name)
 
 
 def _ppo_baselines() -> Iterator[Variant]:
@@ -153,7 +152,7 @@ def _all() -> dict[str, Variant]:
 
 
 VARIANTS: dict[str, Variant] = _all()
-MAIN = ("ppo-zoo", "ppo-default", "trpo-zoo", "trpo-default", "npg", "adaptive_trpo", "adaptive_trpo-m8", "adaptive_ppo")
+MAIN = tuple(variant.name for variant in VARIANTS.values() if variant.role in (STOCK, OURS))
 
 
 def find_variant(name: str) -> Variant:

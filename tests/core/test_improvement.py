@@ -17,6 +17,7 @@ from sb3_trustregion.core.improvement import (
     difference,
     episode_ids,
     episode_returns,
+    per_step,
     performance,
 )
 
@@ -182,6 +183,16 @@ def test_one_long_episode_falls_back_on_blocks() -> None:
     assert performance(residuals, dones).stderr < 1.0
 
 
+@pytest.mark.parametrize(("n_faulty", "is_known"), [(0, True), (49, True), (51, False), (100, False)])
+def test_faulty_transitions_are_left_out_while_they_are_few(n_faulty: int, is_known: bool) -> None:
+    residuals, dones = np.random.default_rng(8).standard_normal((100, 1)), np.zeros((100, 1), dtype=bool)
+    expected = residuals[n_faulty:].mean() if is_known else math.nan
+    residuals[:n_faulty] = math.nan
+    estimate = performance(residuals, dones)
+    assert estimate.mean == pytest.approx(expected, nan_ok=True)
+    assert math.isfinite(estimate.stderr) == is_known
+
+
 def test_batches_much_shorter_than_an_episode_differ_by_phase() -> None:
     """The trap that no standard error within a rollout shows: environments that go through a long episode in step."""
     rng, length, part = np.random.default_rng(6), 200, 25
@@ -199,18 +210,27 @@ def test_batches_much_shorter_than_an_episode_differ_by_phase() -> None:
     assert scores_of(rollouts(length)).var() < 1.5
 
 
-def test_episode_returns_are_per_step() -> None:
-    returns, lengths = np.array([10.0, 30.0, 20.0]), np.array([5.0, 15.0, 10.0])
-    estimate = episode_returns(returns, lengths)
-    assert estimate.mean == pytest.approx(2.0)
-    assert estimate.stderr == pytest.approx(10.0 / math.sqrt(3) / 10.0)
+def test_episode_returns() -> None:
+    estimate = episode_returns(np.array([10.0, 30.0, 20.0]))
+    assert estimate == pytest.approx(Estimate(20.0, 10.0 / math.sqrt(3)))
+
+
+def test_a_difference_of_returns_is_told_per_step_of_the_new_episodes() -> None:
+    assert per_step(Estimate(60.0, 6.0), np.array([10.0, 20.0])) == pytest.approx(Estimate(4.0, 0.4))
+
+
+def test_longer_episodes_of_constant_reward_are_an_improvement() -> None:
+    """CartPole's case, for which the estimator is there: each return over its own length would always be 1."""
+    before, after = np.array([20.0, 30.0]), np.array([40.0, 60.0])
+    improvement = per_step(difference(episode_returns(after), episode_returns(before)), lengths=after)
+    assert improvement.mean == pytest.approx(25.0 / 50.0)
 
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_too_few_episodes_tell_nothing(n: int) -> None:
-    estimate = episode_returns(np.ones(n), np.ones(n))
+    estimate = per_step(episode_returns(np.ones(n)), np.ones(n))
     assert math.isnan(estimate.mean)
-    assert estimate.stderr == math.inf
+    assert not math.isfinite(estimate.stderr)
     assert not STEP._replace(actual=estimate.mean, stderr=estimate.stderr).is_informative
 
 
@@ -274,6 +294,17 @@ def test_noise_is_kept_off_zero() -> None:
 def test_what_is_not_finite_does_not_inform(field: str, value: float) -> None:
     assert STEP.is_informative
     assert not STEP._replace(**{field: value}).is_informative
+
+
+@pytest.mark.parametrize("value", [1e31, -1e200])
+def test_what_has_no_room_for_powers_does_not_inform(value: float) -> None:
+    assert not STEP._replace(actual=value).is_informative
+    assert not STEP._replace(length=1e-160).is_informative
+
+
+@pytest.mark.parametrize(("in_sample", "expected"), [(1.0, True), (1e-20, True), (0.0, False), (-1.0, False)])
+def test_only_a_gain_on_the_own_batch_is_a_promise(in_sample: float, expected: bool) -> None:
+    assert STEP._replace(in_sample=in_sample).is_promising == expected
 
 
 def test_a_task_without_rewards_does_not_inform() -> None:

@@ -156,13 +156,15 @@ def test_advantages_are_those_of_sb3(gamma: float, gae_lambda: float) -> None:
 
 
 def brute_force(residuals: Array, dones: npt.NDArray[np.bool_], ratios: Array) -> Array:
-    """Â_t = Σ_k (γλ)^k · Π_{0<i≤k} min(1, r_{t+i}) · d_{t+k}, to the end of the episode."""
+    """Â_t = Σ_k (γλ)^k · Π_{0<i≤k} min(1, r_{t+i}) · d_{t+k}, to the end of the episode or to a faulty transition."""
     result = np.zeros_like(residuals)
     n_steps, n_envs = residuals.shape
     for env in range(n_envs):
         for t in range(n_steps):
             weight = 1.0
             for k in range(n_steps - t):
+                if k > 0 and math.isnan(residuals[t + k, env]):
+                    break
                 if k > 0:
                     weight *= GAMMA * LAMBDA * min(1.0, ratios[t + k, env])
                 result[t, env] += weight * residuals[t + k, env]
@@ -171,11 +173,13 @@ def brute_force(residuals: Array, dones: npt.NDArray[np.bool_], ratios: Array) -
     return result
 
 
-@given(seed=st.integers(0, 10_000))
-def test_corrected_advantages_are_the_sum_over_traces(seed: int) -> None:
+@given(seed=st.integers(0, 10_000), n_steps=st.integers(1, 40), faulty=st.sampled_from([0.0, 0.1]))
+def test_corrected_advantages_are_the_sum_over_traces(seed: int, n_steps: int, faulty: float) -> None:
     rng = np.random.default_rng(seed)
-    residuals, dones = rng.standard_normal((9, 2)), rng.random((9, 2)) < 0.2
-    ratios = np.exp(rng.standard_normal((9, 2)))
+    shape = (n_steps, 2)
+    residuals, dones = rng.standard_normal(shape), rng.random(shape) < 0.1
+    residuals[rng.random(shape) < faulty] = math.nan
+    ratios = np.exp(rng.standard_normal(shape))
     corrected = advantages(residuals, dones, GAMMA, LAMBDA, ratios)
     np.testing.assert_allclose(corrected, brute_force(residuals, dones, ratios), rtol=1e-10, atol=1e-12)
 
@@ -194,6 +198,15 @@ def test_on_policy_data_need_no_ratios() -> None:
     residuals = appraise(rollout, linear_value, IDENTITY, GAMMA).residuals
     plain = advantages(residuals, rollout.dones, GAMMA, LAMBDA)
     assert np.array_equal(plain, advantages(residuals, rollout.dones, GAMMA, LAMBDA, np.ones(rollout.shape)))
+
+
+def test_a_faulty_transition_is_left_out() -> None:
+    """Its own advantage is unknown; the steps before it end at the value there, those after it do not see it."""
+    residuals, dones = np.ones((5, 1)), np.zeros((5, 1), dtype=bool)
+    residuals[2] = math.nan
+    decay = GAMMA * LAMBDA
+    expected = [1.0 + decay, 1.0, math.nan, 1.0 + decay, 1.0]
+    np.testing.assert_allclose(advantages(residuals, dones, GAMMA, LAMBDA).ravel(), expected)
 
 
 def test_arguments_are_left_as_they_are() -> None:
@@ -261,10 +274,12 @@ def with_fault(rollout: Rollout, field: str, value: float) -> Rollout:
 
 @pytest.mark.parametrize("as_dict", [False, True])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_rollout_is_finite_if_all_of_it_is(value: float, as_dict: bool) -> None:
+def test_a_rollout_is_finite_if_all_of_it_is_but_rewards(value: float, as_dict: bool) -> None:
+    """A reward that is not finite marks a transition to be left out."""
     rollout = make_rollout(as_dict=as_dict)
     assert is_finite_rollout(rollout)
-    for field in ("observations", "last_observations", "terminal_observations", "actions", "log_probs", "rewards"):
+    assert is_finite_rollout(with_fault(rollout, "rewards", value))
+    for field in ("observations", "last_observations", "terminal_observations", "actions", "log_probs"):
         assert not is_finite_rollout(with_fault(rollout, field, value)), field
 
 

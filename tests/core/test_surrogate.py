@@ -5,7 +5,7 @@ import pytest
 import torch as th
 
 from sb3_trustregion.core.improvement import batch_means
-from sb3_trustregion.core.surrogate import Batch, Surrogate, take
+from sb3_trustregion.core.surrogate import LEAST_FISHER_STATES, Batch, Surrogate, take
 from tests.core.policies import (
     KINDS,
     Untouched,
@@ -159,18 +159,27 @@ def test_a_policy_without_a_proper_distribution_is_refused() -> None:
 
 def test_the_fisher_matrix_may_be_of_some_states_the_gradient_is_of_all() -> None:
     policy = make_policy("box")
-    actor, batch = actor_of(policy), make_batch(policy, n_steps=50, n_envs=1)
-    whole, thinned = (Surrogate(policy, actor, batch, 0.1, factor) for factor in (1, 4))
-    assert th.equal(whole.gradient, thinned.gradient)
-    assert whole.fisher_product.n_states == 50
-    assert thinned.fisher_product.n_states == 12
+    n = 4 * LEAST_FISHER_STATES
+    actor, batch = actor_of(policy), make_batch(policy, n_steps=n, n_envs=1)
+    whole, half = (Surrogate(policy, actor, batch, 0.1, factor) for factor in (1, 2))
+    assert th.equal(whole.gradient, half.gradient)
+    assert whole.fisher_product.n_states == n
+    assert half.fisher_product.n_states == n // 2
     v = direction(whole)
-    assert not th.allclose(whole.fisher_product(v), thinned.fisher_product(v))
+    assert not th.allclose(whole.fisher_product(v), half.fisher_product(v))
     # Some random states are an unbiased estimate of all: means of means agree.
-    products = th.stack([Surrogate(policy, actor, batch, 0.1, 4).fisher_product(v) for _ in range(200)])
-    errors = (products.mean(dim=0) - whole.fisher_product(v)).norm() / products.std(dim=0).norm() * math.sqrt(200)
+    products = th.stack([Surrogate(policy, actor, batch, 0.1, 2).fisher_product(v) for _ in range(100)])
+    errors = (products.mean(dim=0) - whole.fisher_product(v)).norm() / products.std(dim=0).norm() * math.sqrt(100)
     assert float(errors) < 3.0
-    assert Surrogate(policy, actor, batch, 0.1, 1000).fisher_product.n_states == 1
+
+
+@pytest.mark.parametrize(
+    ("n_states", "expected"), [(4, LEAST_FISHER_STATES), (0.5, LEAST_FISHER_STATES // 2), (1, LEAST_FISHER_STATES)]
+)
+def test_the_fisher_matrix_is_never_of_a_few_states(n_states: float, expected: int) -> None:
+    policy = make_policy("box")
+    batch = make_batch(policy, n_steps=int(n_states * LEAST_FISHER_STATES), n_envs=1)
+    assert Surrogate(policy, actor_of(policy), batch, 0.1, 1000).fisher_product.n_states == expected
 
 
 def numbered(n: int) -> Batch:

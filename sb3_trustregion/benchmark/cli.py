@@ -1,0 +1,148 @@
+"""``python -m sb3_trustregion.benchmark``: run a grid, report on it, measure the random policy."""
+
+import argparse
+import importlib
+import shlex
+import signal
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+from sb3_trustregion.benchmark import references
+from sb3_trustregion.benchmark.campaign import BACKENDS, Options, Summary, carry_out
+from sb3_trustregion.benchmark.grid import check_task, make_grid, read_grid
+from sb3_trustregion.benchmark.variants import VARIANTS
+
+PROGRAM = "python -m sb3_trustregion.benchmark"
+DEFAULT_OUTPUT = "benchmark-results"
+DEFAULT_SEEDS = [1000, 1001, 1002]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """
+    Run one of the commands.
+
+    :param argv: command and its arguments, by default those of the process
+    :return: exit code: 0, 1 where runs failed, 2 where an argument is wrong, 130 where it was stopped
+    """
+    parser = _parser()
+    given = sys.argv[1:] if argv is None else argv
+    arguments = parser.parse_args(given)
+    arguments.line = shlex.join([*PROGRAM.split(), *given])
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code: int = arguments.command(arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped: the same command goes on where this one ended", file=sys.stderr)
+        return 130
+    return code
+
+
+def _interrupt(number: int, frame: types.FrameType | None) -> None:
+    """To be ended is to be stopped."""
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands.add_parser("run", help="carry out a grid, or what is missing of it"))
+    _add_report(commands.add_parser("report", help="a page, figures and tables from the results"))
+    listing = commands.add_parser("variants", help="list what can be compared")
+    listing.set_defaults(command=_list_variants)
+    random = commands.add_parser("references", help="measure the random policy, whose score is 0")
+    random.add_argument("tasks", nargs="+", metavar="TASK")
+    random.add_argument("--gym-packages", nargs="+", default=[])
+    random.set_defaults(command=_measure)
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("grid", nargs="?", type=Path, help="a YAML file; flags go before its entries")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="ids that Gymnasium knows")
+    parser.add_argument("--variants", nargs="+", metavar="VARIANT", help="by default stock and ours; see `variants`")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="by default 1000 1001 1002")
+    parser.add_argument("--n-timesteps", type=int, help="per run; by default the smaller of RL Zoo's for PPO and TRPO")
+    parser.add_argument("--output", type=Path, help=f"by default the grid's name without suffix, or {DEFAULT_OUTPUT}")
+    parser.add_argument("--n-envs", type=int, help="environments per run where a tuned entry does not fix it")
+    parser.add_argument("--no-normalize", action="store_true", help="no VecNormalize but where a tuned entry has it")
+    parser.add_argument("--gym-packages", nargs="+", metavar="MODULE", help="modules that register tasks")
+    parser.add_argument("--jobs", type=int, help="runs at a time, by default one per core")
+    parser.add_argument("--backend", choices=BACKENDS, default="loky", help="this machine, or a Dask cluster")
+    parser.add_argument("--address", default="", help="of the Dask scheduler, such as tcp://host:8786")
+    parser.add_argument("--evaluation", action="store_true", help="for a claim: seeds 0-9, which are refused otherwise")
+    parser.add_argument("--retry-failed", action="store_true", help="run again what failed")
+    parser.add_argument("--rerun-outdated", action="store_true", help="run again what another version made")
+    parser.set_defaults(command=_run)
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", type=Path, help="folder of the results")
+    parser.add_argument("--output", type=Path, help="by default `report` in that folder")
+    parser.add_argument("--references", type=Path, default=references.COMMITTED, help="what scores 0 and 1 mean")
+    parser.add_argument("--reps", type=int, default=2000, help="bootstrap samples")
+    parser.add_argument("--allow-mixed", action="store_true", help="report on results of several versions all the same")
+    parser.set_defaults(command=_report)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    values: dict[str, Any] = {"output": Path(DEFAULT_OUTPUT), "seeds": DEFAULT_SEEDS}
+    if arguments.grid is not None:
+        values |= read_grid(arguments.grid)
+    values |= {name: value for name in ("tasks", "variants", "seeds", "output") if (value := getattr(arguments, name))}
+    if arguments.n_timesteps is not None:
+        values |= {"n_timesteps": arguments.n_timesteps, "tasks": list(values.get("tasks") or [])}
+    if arguments.gym_packages:
+        values["gym_packages"] = arguments.gym_packages
+    values["environment"] = {**(values.get("environment") or {}), **_environment(arguments)}
+    grid = make_grid(values, arguments.evaluation)
+    options = {name: getattr(arguments, name) for name in ("backend", "address", "retry_failed", "rerun_outdated")}
+    options["command"] = arguments.line
+    if arguments.jobs is not None:
+        options["jobs"] = arguments.jobs
+    return _conclude(carry_out(grid, Options(**options)), grid.output)
+
+
+def _environment(arguments: argparse.Namespace) -> dict[str, Any]:
+    settings: dict[str, Any] = {} if arguments.n_envs is None else {"n_envs": arguments.n_envs}
+    return settings | ({"normalize": False} if arguments.no_normalize else {})
+
+
+def _conclude(summary: Summary, output: Path) -> int:
+    for line in summary.left_out:
+        print(f"left out: {line}")
+    for spec in summary.failed:
+        print(f"failed: {spec.title}")
+    print(f"{len(summary.finished)} of {summary.n_runs} runs finished, {len(summary.failed)} failed, in {output}")
+    return 1 if summary.failed else 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    # Late: it takes seconds to import what draws.
+    from sb3_trustregion.benchmark.report import write_report
+
+    output = arguments.output or arguments.results / "report"
+    page = write_report(arguments.results, output, arguments.references, arguments.reps, arguments.allow_mixed)
+    print(page)
+    return 0
+
+
+def _list_variants(arguments: argparse.Namespace) -> int:
+    for variant in VARIANTS.values():
+        print(f"{variant.name:34} {variant.role:12} {variant.label}")
+    return 0
+
+
+def _measure(arguments: argparse.Namespace) -> int:
+    for package in arguments.gym_packages:
+        importlib.import_module(package)
+    for task in arguments.tasks:
+        check_task(task)
+    for task in arguments.tasks:
+        mean, stderr = references.measure_random(task)
+        print(f"{task}: random {mean:.5g} (standard error {stderr:.2g}, {references.N_EPISODES} episodes)", flush=True)
+    return 0
