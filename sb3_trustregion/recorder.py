@@ -192,7 +192,7 @@ def _laid_out(statistic: FloatArray, key: str, above: list[VecEnvWrapper]) -> Fl
             statistic = np.concatenate([statistic] * stacked.n_stack, axis=part.repeat_axis)
         elif isinstance(wrapper, VecTransposeImage) and not wrapper.skip and _is_transposed(wrapper, key):
             statistic = np.transpose(statistic, (2, 0, 1))
-    return np.asarray(statistic, dtype=np.float64)
+    return np.array(statistic, dtype=np.float64)  # a copy: a snapshot stays whatever becomes of the statistics
 
 
 def _is_transposed(wrapper: VecTransposeImage, key: str) -> bool:

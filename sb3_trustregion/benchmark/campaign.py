@@ -26,6 +26,7 @@ from sb3_trustregion.validation import check_choice, check_integer
 
 BACKENDS = ("loky", "dask")
 SECONDS_FOR_WORKERS = 60
+CONNECTION_TIMEOUT = "10s"
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def _client(address: str) -> Iterator[Any]:
     except ImportError as error:
         raise ValueError("backend 'dask' needs the package distributed: pip install 'dask[distributed]'") from error
     try:
-        client: Any = Client(address, timeout="10s", set_as_default=False)  # type: ignore[no-untyped-call]
+        client: Any = Client(address, timeout=CONNECTION_TIMEOUT, set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise ValueError(f"address must be that of a Dask scheduler, got {address!r}: {error}") from error
     with client:

@@ -1,7 +1,6 @@
 """``python -m sb3_trustregion.benchmark``: run a grid, report on it, measure the random policy."""
 
 import argparse
-import importlib
 import shlex
 import signal
 import sys
@@ -11,7 +10,8 @@ from typing import Any
 
 from sb3_trustregion.benchmark import references
 from sb3_trustregion.benchmark.campaign import BACKENDS, Options, Summary, carry_out
-from sb3_trustregion.benchmark.grid import check_task, make_grid, read_grid
+from sb3_trustregion.benchmark.grid import make_grid, read_grid
+from sb3_trustregion.benchmark.tasks import check_task, import_packages
 from sb3_trustregion.benchmark.variants import VARIANTS
 
 PROGRAM = "python -m sb3_trustregion.benchmark"
@@ -138,8 +138,7 @@ def _list_variants(arguments: argparse.Namespace) -> int:
 
 
 def _measure(arguments: argparse.Namespace) -> int:
-    for package in arguments.gym_packages:
-        importlib.import_module(package)
+    import_packages(arguments.gym_packages)
     for task in arguments.tasks:
         check_task(task)
     for task in arguments.tasks:

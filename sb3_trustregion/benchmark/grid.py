@@ -1,17 +1,15 @@
 """The grid: variants × tasks × seeds, from flags or a file, checked before anything is run."""
 
-import difflib
-import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import yaml
 
 from sb3_trustregion.benchmark import hyperparameters, provenance
 from sb3_trustregion.benchmark.results import Results, outdated
 from sb3_trustregion.benchmark.runs import RunSpec
+from sb3_trustregion.benchmark.tasks import check_task, entry_point, import_packages
 from sb3_trustregion.benchmark.variants import MAIN, MODULES, Variant, derive_variant, find_variant
 from sb3_trustregion.validation import check_integer
 
@@ -54,8 +52,7 @@ class Grid:
         check_integer("n_envs", self.environment.get("n_envs", 1), at_least=1)
         for seed in self.seeds:
             check_seed(seed, self.is_evaluation)
-        for package in self.gym_packages:
-            _import(package)
+        import_packages(self.gym_packages)
         for task, n_timesteps in self.tasks.items():
             check_task(task)
             check_integer("n_timesteps", 1 if n_timesteps is None else n_timesteps, at_least=1)
@@ -104,7 +101,7 @@ class Grid:
             seed=seed,
             n_timesteps=n_timesteps,
             hyperparameters=resolved,
-            versions=provenance.package_versions(str(gym.spec(task).entry_point)),
+            versions=provenance.package_versions(entry_point(task)),
             code="" if variant.is_stock else provenance.code_hash(MODULES[variant.algorithm]),
             gym_packages=list(self.gym_packages),
             replayed_seed=self._next_seed(seed) if variant.replays else None,
@@ -128,21 +125,6 @@ def check_seed(seed: Any, is_evaluation: bool) -> None:
         raise ValueError(f"seed must be >= {FIRST_TUNING_SEED}: 0-9 are for claims and need --evaluation, got {seed}")
     if not is_evaluation and seed < FIRST_TUNING_SEED:
         raise ValueError(f"seed must be >= {FIRST_TUNING_SEED}, or one of 0-9 with --evaluation, got {seed}")
-
-
-def check_task(task: str) -> None:
-    """
-    :param task: id of an environment
-    :raises ValueError: where Gymnasium does not know it or cannot make it
-    """
-    if task not in gym.registry:
-        close = difflib.get_close_matches(task, gym.registry, n=3)
-        hint = f" (did you mean {', '.join(close)}?)" if close else ""
-        raise ValueError(f"task must be an id that Gymnasium knows, got {task!r}{hint}")
-    try:
-        gym.make(task).close()
-    except Exception as error:
-        raise ValueError(f"task must be an environment that can be made, got {task!r}: {error}") from error
 
 
 def check_results(specs: list[RunSpec], results: Results, rerun_outdated: bool) -> None:
@@ -213,10 +195,3 @@ def _variant(entry: Any) -> Variant:
         [(name, definition)] = entry.items()
         return derive_variant(str(name), definition)
     return find_variant(str(entry))
-
-
-def _import(package: str) -> None:
-    try:
-        importlib.import_module(package)
-    except ImportError as error:
-        raise ValueError(f"gym_packages must be modules that can be imported, got {package!r}: {error}") from error

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import yaml
+
+from sb3_trustregion.benchmark.tasks import make
 
 COMMITTED = Path(__file__).with_name("references.yml")
 N_EPISODES = 100
@@ -56,7 +57,7 @@ def measure_random(task: str, n_episodes: int = N_EPISODES, seed: int = SEED) ->
     :param seed: of environment and actions
     :return: mean return of uniformly random actions, and its standard error
     """
-    env = gym.make(task)
+    env = make(task)
     env.action_space.seed(seed)
     returns = []
     for episode in range(n_episodes):

@@ -15,7 +15,6 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch as th
 import yaml
@@ -43,6 +42,7 @@ from sb3_trustregion.benchmark.runs import (
     run_record,
     without_machine,
 )
+from sb3_trustregion.benchmark.tasks import entry_point, import_packages
 from sb3_trustregion.benchmark.variants import IMPLEMENTATIONS, MODULES
 from sb3_trustregion.zoo import register
 
@@ -152,9 +152,8 @@ def _run(spec: RunSpec, zoo_folder: Path, result: Path) -> None:
 
 def _mismatch(spec: RunSpec) -> str:
     """Other packages, as there may be on another machine of a cluster, or code that was edited since the grid began."""
-    for package in spec.gym_packages:
-        importlib.import_module(package)
-    here = provenance.package_versions(str(gym.spec(spec.task).entry_point))
+    import_packages(spec.gym_packages)
+    here = provenance.package_versions(entry_point(spec.task))
     differing = (name for name, version in spec.versions.items() if here.get(name) != version)
     different = [f"{name} {here.get(name)} instead of {spec.versions[name]}" for name in differing]
     if spec.code and provenance.code_hash(MODULES[spec.variant.algorithm]) != spec.code:

@@ -186,7 +186,7 @@ def shrink_radius(state: TrustRegionState, rule: RadiusRule) -> TrustRegionState
 def _is_significantly_worse(measured: Improvement, rule: RadiusRule) -> bool:
     if rule.rollback_z is None or not measured.stderr > 0.0:
         return False
-    # Without noise_scale: residuals of a bending model are no reason to keep a policy that is worse.
+    # Of this step alone: what the steps before it brought is no reason to keep a policy that is worse.
     return measured.actual < -rule.rollback_z * measured.stderr
 
 

@@ -35,9 +35,11 @@ Array = npt.NDArray[np.float64]
 
 def linear_value(observations: ObsArray) -> Array:
     """A critic that tells every observation apart."""
-    rows = np.concatenate([observations[key] for key in sorted(observations)], axis=1) if isinstance(
-        observations, dict
-    ) else observations
+    rows = (
+        np.concatenate([observations[key] for key in sorted(observations)], axis=1)
+        if isinstance(observations, dict)
+        else observations
+    )
     return rows.astype(np.float64) @ np.arange(1.0, rows.shape[1] + 1.0)
 
 

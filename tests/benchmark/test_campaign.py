@@ -1,0 +1,260 @@
+"""Grids carried out for real, on small runs: all of it is RL Zoo's training in processes of its own."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from sb3_trustregion.benchmark import campaign, runs
+from sb3_trustregion.benchmark.campaign import Options, Summary, carry_out
+from sb3_trustregion.benchmark.grid import Grid, make_grid
+from sb3_trustregion.benchmark.results import Results, Run
+from sb3_trustregion.benchmark.runs import MISMATCH_FILE, RUN_FILE, TRACEBACK_FILE
+
+pytestmark = pytest.mark.slow
+
+SHORT: dict[str, Any] = {"n_steps": 64}
+TINY: dict[str, Any] = {
+    "tiny-ppo": {"base": "ppo-default", "hyperparameters": SHORT},
+    "tiny-trpo": {"base": "trpo-default", "hyperparameters": SHORT},
+}
+PATIENCE = 60.0
+
+
+def make(output: Path, variants: list[Any], seeds: list[int], n_timesteps: int = 300) -> Grid:
+    values = {"output": output, "tasks": ["CartPole-v1"], "variants": variants, "seeds": seeds}
+    return make_grid({**values, "n_timesteps": n_timesteps}, is_evaluation=False)
+
+
+def tiny(output: Path, names: list[str], seeds: list[int], n_timesteps: int = 300) -> Grid:
+    return make(output, [{name: TINY[name]} for name in names], seeds, n_timesteps)
+
+
+class Carried:
+    """A grid with a variant of each kind, one of which cannot be made."""
+
+    def __init__(self, output: Path) -> None:
+        broken = {"broken": {"base": "npg", "hyperparameters": {"nonsense": 1}}}
+        adaptive = ["adaptive_trpo", "adaptive_trpo-replayed"]
+        self.grid = make(output, [{"tiny-ppo": TINY["tiny-ppo"]}, *adaptive, broken], [1000, 1001], 5000)
+        self.results = Results(output)
+        self.summary: Summary = carry_out(self.grid, Options(jobs=2))
+
+    def run(self, variant: str, seed: int) -> Run:
+        found = self.results.find(("CartPole-v1", variant, seed))
+        assert found is not None
+        return found
+
+
+@pytest.fixture(scope="module")
+def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
+    return Carried(tmp_path_factory.mktemp("results"))
+
+
+def test_every_run_is_kept(carried: Carried) -> None:
+    assert carried.summary.n_runs == 8
+    assert len(carried.summary.finished) == 6
+    assert {spec.variant.name for spec in carried.summary.failed} == {"broken"}
+
+
+def test_a_result_is_complete(carried: Carried) -> None:
+    run = carried.run("tiny-ppo", 1000)
+    record = run.record
+    assert record["status"] == "finished"
+    assert record["n_timesteps_done"] == 4992  # 78 rollouts are nearer to 5000 than 79
+    assert len(record["evaluation"]["returns"]) == len(record["evaluation"]["lengths"]) == 20
+    assert record["evaluation"]["returns"] == [float(length) for length in record["evaluation"]["lengths"]]
+    assert record["hyperparameters"]["n_steps"] == 64
+    assert record["seconds"]["total"] > record["seconds"]["training"] > 0.0
+    assert record["cpu_seconds"]["total"] > record["cpu_seconds"]["training"] > 0.0
+    assert 100.0 < record["peak_memory_mib"] < 10_000.0
+    assert {"torch", "stable_baselines3", "python"} <= set(record["versions"])
+    assert "--algo ppo --env CartPole-v1 --seed 1000 -n 4992" in record["command"]
+    episodes = run.episodes()
+    assert (episodes["return"] == episodes["length"]).all()  # CartPole pays 1 a step, raw
+    assert episodes["length"].sum() <= 4992
+    assert (episodes["timesteps"] == episodes["length"].cumsum()).all()
+    progress = run.progress()
+    assert progress["timesteps"].tolist() == list(range(64, 4993, 64))
+    assert progress["approx_kl"].notna().all()
+
+
+def test_the_radius_is_recorded_beside_its_step(carried: Carried) -> None:
+    run = carried.run("adaptive_trpo", 1001)
+    progress = run.progress()
+    assert progress["timesteps"].tolist() == [2048, 4096]
+    assert progress["radius"].iloc[0] == 0.01
+    assert run.record["code"]
+    assert run.variant.role == "ours"
+
+
+def test_a_replayed_run_has_the_other_seeds_radius(carried: Carried) -> None:
+    for seed, other in ((1000, 1001), (1001, 1000)):
+        replayed = carried.run("adaptive_trpo-replayed", seed)
+        recorded = carried.run("adaptive_trpo", other)
+        assert replayed.record["replayed_seed"] == other
+        np.testing.assert_allclose(replayed.progress()["radius"], recorded.progress()["radius"], rtol=1e-4)
+
+
+def test_a_failed_run_says_why(carried: Carried) -> None:
+    text = carried.run("broken", 1000).traceback()
+    assert "unexpected keyword argument 'nonsense'" in text
+    assert "sb3_trustregion/benchmark/training.py" in text
+    assert sys.prefix not in text
+
+
+def test_what_is_there_is_not_run_again(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+    executed = forbid_execution(monkeypatch)
+    summary = carry_out(carried.grid, Options(jobs=1))
+    assert executed == []
+    assert len(summary.finished) == 6
+
+
+def test_failed_runs_are_retried_on_demand(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+    executed = forbid_execution(monkeypatch)
+    carry_out(carried.grid, Options(jobs=1, retry_failed=True))
+    assert executed == [("CartPole-v1", "broken", 1000), ("CartPole-v1", "broken", 1001)]
+
+
+def forbid_execution(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    executed = []
+
+    def execute(spec_json: str, owner: int) -> dict[str, bytes]:
+        spec = runs.RunSpec.from_json(spec_json)
+        executed.append(spec.key)
+        record = {**runs.run_record(spec), "status": "failed"}
+        return {RUN_FILE: json.dumps(record).encode(), TRACEBACK_FILE: b"unexpected keyword argument 'nonsense'"}
+
+    # One job runs in this process.
+    monkeypatch.setattr(campaign, "execute", execute)
+    return executed
+
+
+def test_nothing_to_replay_is_a_failure_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forbid_execution(monkeypatch)
+    grid = make(tmp_path, ["adaptive_trpo", "adaptive_trpo-replayed"], [1000, 1001])
+    summary = carry_out(grid, Options(jobs=1))
+    assert len(summary.failed) == 4
+    run = Results(tmp_path).find(("CartPole-v1", "adaptive_trpo-replayed", 1000))
+    assert run is not None
+    assert "there is no finished run of adaptive_trpo with seed 1001 to replay" in run.traceback()
+
+
+def test_a_grid_ends_when_the_code_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def execute(spec_json: str, owner: int) -> dict[str, bytes]:
+        return {MISMATCH_FILE: b"other code of npg"}
+
+    monkeypatch.setattr(campaign, "execute", execute)
+    with pytest.raises(ValueError, match=r"code and packages must stay .*, got other code of npg for npg on CartPole"):
+        carry_out(make(tmp_path, ["npg"], [1000]), Options(jobs=1))
+    assert list(Results(tmp_path).all()) == []
+
+
+def test_a_run_of_other_code_is_refused_where_it_would_run(tmp_path: Path) -> None:
+    [spec] = make(tmp_path, ["npg"], [1000]).specs()[0]
+    changed = json.loads(spec.to_json()) | {"code": "0123", "versions": {**spec.versions, "torch": "0.1"}}
+    files = runs.execute(json.dumps(changed), os.getpid())
+    assert list(files) == [MISMATCH_FILE]
+    assert files[MISMATCH_FILE].endswith(b"instead of 0.1, other code of npg")
+
+
+def wait_until(condition: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"{what} did not happen within {PATIENCE:.0f} s")
+
+
+def finished(output: Path) -> list[Path]:
+    return sorted(output.glob(f"runs/*/*/*/{RUN_FILE}"))
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def are_gone(processes: list[psutil.Process]) -> bool:
+    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+
+
+def start_grid(output: Path, *options: str) -> subprocess.Popen[bytes]:
+    tasks = ["--tasks", "CartPole-v1", "--variants", "trpo-default", "--n-timesteps", "2048", "--seeds"]
+    command = [sys.executable, "-m", "sb3_trustregion.benchmark", "run", "--output", str(output), *options, *tasks]
+    return subprocess.Popen([*command, "1000", "1001", "1002"], start_new_session=True)
+
+
+def test_a_stopped_grid_goes_on(tmp_path: Path) -> None:
+    # As Ctrl-C does on a terminal: to the whole process group.
+    process = start_grid(tmp_path, "--jobs", "1")
+    wait_until(lambda: finished(tmp_path), "the first run")
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(PATIENCE) == 130
+    kept = {path: path.stat().st_mtime_ns for path in finished(tmp_path)}
+    # Two jobs, so that there are joblib's workers between the grid and its runs.
+    process = start_grid(tmp_path, "--jobs", "2")
+    running = wait_until(lambda: len(found := descendants(process.pid)) >= 4 and found, "two runs")
+    time.sleep(0.5)
+    process.kill()
+    process.wait()
+    wait_until(lambda: are_gone(running), "the end of all processes")
+    assert all(json.loads(path.read_text())["status"] == "finished" for path in finished(tmp_path))
+    process = start_grid(tmp_path, "--jobs", "2")
+    assert process.wait(PATIENCE) == 0
+    assert len(finished(tmp_path)) == 3
+    assert all(path.stat().st_mtime_ns == kept[path] for path in kept)
+
+
+def start_dask(*arguments: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", *arguments, "--no-dashboard"]
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """A Dask scheduler and two workers on loopback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"tcp://127.0.0.1:{port}"
+    processes = [start_dask("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port))]
+    options = ["--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path / "dask")]
+    processes += [start_dask("distributed.cli.dask_worker", address, *options) for _ in range(2)]
+    try:
+        yield address, processes[1:]
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait(PATIENCE)
+
+
+def test_a_cluster_may_lose_a_worker(tmp_path: Path, cluster: tuple[str, list[subprocess.Popen[bytes]]]) -> None:
+    address, workers = cluster
+    output = tmp_path / "results"
+    process = start_grid(output, "--backend", "dask", "--address", address)
+    running = wait_until(lambda: descendants(workers[0].pid), "a run on the first worker")
+    time.sleep(0.5)
+    workers[0].kill()
+    wait_until(lambda: are_gone(running), "the end of its run")
+    assert process.wait(2 * PATIENCE) == 0
+    assert len(finished(output)) == 3
+    assert all(json.loads(path.read_text())["status"] == "finished" for path in finished(output))
+
+
+def test_no_scheduler_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(campaign, "CONNECTION_TIMEOUT", "1s")
+    with pytest.raises(ValueError, match="address must be that of a Dask scheduler, got 'tcp:"):
+        carry_out(make(tmp_path, ["npg"], [1000]), Options(backend="dask", address="tcp://127.0.0.1:9"))

@@ -1,0 +1,212 @@
+"""Wrong input gets a clear error, before anything is run."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sb3_trustregion.benchmark import cli, grid
+from sb3_trustregion.benchmark.grid import make_grid, read_grid
+from sb3_trustregion.benchmark.results import Results
+from sb3_trustregion.benchmark.runs import RUN_FILE, RunSpec, record_text, run_record
+from sb3_trustregion.benchmark.variants import MAIN
+
+SMALL: dict[str, Any] = {"tasks": ["CartPole-v1"], "variants": ["ppo-default"], "seeds": [1000], "n_timesteps": 10}
+
+
+def make(tmp_path: Path, is_evaluation: bool = False, **changes: Any) -> grid.Grid:
+    return make_grid({"output": tmp_path, **SMALL, **changes}, is_evaluation)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"tasks": ["CartPole-v7"]},
+            r"task must be an id that Gymnasium knows, got 'CartPole-v7' \(did you mean CartP",
+        ),
+        ({"tasks": ["nonsense"]}, "task must be an id that Gymnasium knows, got 'nonsense'$"),
+        ({"tasks": []}, "tasks must not be empty"),
+        ({"variants": ["sac"]}, "variant must be one of ppo-zoo, .*, got 'sac'"),
+        ({"variants": ["npg", "npg"]}, "variants must be given once each"),
+        ({"seeds": [0]}, "seed must be >= 1000: 0-9 are for claims and need --evaluation, got 0"),
+        ({"seeds": [42]}, "seed must be >= 1000, or one of 0-9 with --evaluation, got 42"),
+        ({"seeds": [-1]}, "seed must be an integer >= 0, got -1"),
+        ({"seeds": ["x"]}, "seed must be an integer >= 0, got 'x'"),
+        ({"seeds": []}, "seeds must not be empty"),
+        ({"n_timesteps": 0}, "n_timesteps must be an integer >= 1, got 0"),
+        ({"environment": {"n_envs": 0}}, "n_envs must be an integer >= 1, got 0"),
+        ({"gym_packages": ["no.such.module"]}, "gym_packages must be modules that can be imported"),
+        ({"variants": ["adaptive_trpo-replayed"]}, "seeds must be at least two for adaptive_trpo-replayed"),
+        (
+            {"variants": ["adaptive_trpo-replayed"], "seeds": [1000, 1001]},
+            "variants must contain adaptive_trpo, whose radius adaptive_trpo-replayed replays",
+        ),
+    ],
+)
+def test_wrong_grids_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, **changes)
+
+
+def test_an_evaluation_has_its_own_seeds(tmp_path: Path) -> None:
+    assert make(tmp_path, is_evaluation=True, seeds=[0, 9]).seeds == (0, 9)
+    with pytest.raises(ValueError, match="seed must be one of 0-9 with --evaluation, got 1000"):
+        make(tmp_path, is_evaluation=True)
+
+
+def test_the_grid_is_the_product(tmp_path: Path) -> None:
+    made = make(
+        tmp_path, tasks={"CartPole-v1": None, "Acrobot-v1": 77}, variants=["npg", "ppo-zoo"], seeds=[1000, 1001]
+    )
+    specs, left_out = made.specs()
+    assert len({spec.key for spec in specs}) == len(specs) == 8
+    assert left_out == []
+    # The first seed of everything comes first; the lengths are the tasks' own where they have one.
+    assert [spec.seed for spec in specs] == [1000] * 4 + [1001] * 4
+    assert {spec.task: spec.n_timesteps for spec in specs} == {"CartPole-v1": 10, "Acrobot-v1": 77}
+    assert all(bool(spec.code) is (spec.variant.name == "npg") for spec in specs)
+
+
+def test_tasks_without_tuned_hyperparameters_are_left_out(tmp_path: Path) -> None:
+    specs, left_out = make(tmp_path, tasks=["Blackjack-v1"], variants=["ppo-zoo", "ppo-default"]).specs()
+    assert [spec.variant.name for spec in specs] == ["ppo-default"]
+    assert left_out == ["ppo-zoo on Blackjack-v1: no hyperparameters of its own"]
+    with pytest.raises(ValueError, match="variants must have hyperparameters for one of the tasks"):
+        make(tmp_path, tasks=["Blackjack-v1"], variants=["ppo-zoo"]).specs()
+
+
+def test_a_schedule_is_replayed_from_another_seed(tmp_path: Path) -> None:
+    names = ["adaptive_trpo", "adaptive_trpo-replayed"]
+    specs, _ = make(tmp_path, variants=names, seeds=[1000, 1001, 1002]).specs()
+    assert {spec.seed: spec.replayed_seed for spec in specs if spec.variant.replays} == {
+        1000: 1001,
+        1001: 1002,
+        1002: 1000,
+    }
+
+
+def test_a_specification_survives_the_way_to_another_process(tmp_path: Path) -> None:
+    [spec] = make(tmp_path).specs()[0]
+    assert RunSpec.from_json(spec.replaying([[1, 0.5]]).to_json()) == spec.replaying([[1, 0.5]])
+
+
+def write_result(made: grid.Grid, **changes: Any) -> None:
+    [spec] = made.specs()[0]
+    record = run_record(spec) | {"status": "finished"} | changes
+    Results(made.output).write(spec.key, {RUN_FILE: record_text(record).encode()})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_timesteps": 11}, "n_timesteps 11 instead of 10"),
+        ({"versions": {"torch": "1.0"}}, "versions: gymnasium None instead of"),
+        ({"hyperparameters": {"n_steps": 3}}, "hyperparameters: .*n_steps 3 instead of None"),
+        ({"code": "0123"}, "code '0123' instead of ''"),
+        ({"protocol": 0}, "protocol 0 instead of"),
+    ],
+)
+def test_results_of_another_version_are_not_mixed_in(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    made = make(tmp_path)
+    write_result(made, **changes)
+    specs, _ = made.specs()
+    with pytest.raises(ValueError, match=message):
+        grid.check_results(specs, Results(tmp_path), rerun_outdated=False)
+    grid.check_results(specs, Results(tmp_path), rerun_outdated=True)
+
+
+def test_results_of_this_version_are_taken(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    write_result(made)
+    grid.check_results(made.specs()[0], Results(tmp_path), rerun_outdated=False)
+
+
+def test_a_grid_may_come_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yml"
+    path.write_text("tasks: {CartPole-v1: 5}\nseeds: [1000]\nvariants: [npg, {mine: {base: npg}}]\n")
+    made = make_grid(read_grid(path), is_evaluation=False)
+    assert made.output == tmp_path / "mine"
+    assert [variant.name for variant in made.variants] == ["npg", "mine"]
+    assert made.environment == {"n_envs": 1, "normalize": True}
+
+
+@pytest.mark.parametrize(("text", "message"), [("tsks: []", r"got \['tsks'\]"), ("- 1", "got"), ("{", "can be read")])
+def test_malformed_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "grid.yml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_grid(path)
+
+
+@pytest.mark.parametrize("name", ["exploratory", "ablations"])
+def test_committed_grids_can_be_run(name: str) -> None:
+    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.yml"
+    made = make_grid(read_grid(path), is_evaluation=False)
+    specs, left_out = made.specs()
+    assert made.output == path.parent / name
+    assert left_out == []
+    assert len(specs) == len(made.tasks) * len(made.variants) * len(made.seeds)
+
+
+class Carried(Exception):  # noqa: N818 - what would be run, instead of running it
+    """What the command line would carry out."""
+
+
+@pytest.fixture
+def carried(monkeypatch: pytest.MonkeyPatch) -> None:
+    def carry_out(made: grid.Grid, options: Any) -> None:
+        raise Carried(made, options)
+
+    monkeypatch.setattr(cli, "carry_out", carry_out)
+
+
+@pytest.mark.usefixtures("carried")
+def test_flags_go_before_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yml"
+    path.write_text("tasks: {CartPole-v1: 5}\nseeds: [1000]\nenvironment: {n_envs: 4}\n")
+    flags = [
+        "--n-timesteps",
+        "9",
+        "--seeds",
+        "1007",
+        "--output",
+        str(tmp_path / "out"),
+        "--no-normalize",
+        "--jobs",
+        "3",
+    ]
+    with pytest.raises(Carried) as carried:
+        cli.main(["run", str(path), *flags])
+    made, options = carried.value.args
+    assert (made.tasks, made.seeds, made.output) == ({"CartPole-v1": 9}, (1007,), tmp_path / "out")
+    assert made.environment == {"n_envs": 4, "normalize": False}
+    assert tuple(variant.name for variant in made.variants) == MAIN
+    assert options.jobs == 3
+    assert options.command.startswith("python -m sb3_trustregion.benchmark run ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "tasks must not be empty"),
+        (["run", "--tasks", "CartPole-v1", "--seeds", "3"], "0-9 are for claims"),
+        (["run", "--tasks", "CartPole-v1", "--jobs", "0"], "jobs must be an integer >= 1, got 0"),
+        (["run", "--tasks", "CartPole-v1", "--backend", "dask"], "address must be given with backend 'dask'"),
+        (["run", "--tasks", "CartPole-v1", "--output", "FILE/below"], "output must be a folder that can be written to"),
+        (["report", "FILE"], "results must be a folder that `run` wrote to"),
+        (["references", "nonsense"], "task must be an id that Gymnasium knows"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert cli.main([argument.replace("FILE", str(file)) for argument in arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_variants_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["variants"]) == 0
+    assert "adaptive_trpo-m8-fixed" in capsys.readouterr().out

@@ -1,0 +1,113 @@
+"""The page holds what it must, by itself."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sb3_trustregion.benchmark import cli
+from sb3_trustregion.benchmark.page import Code, Fold, Heading, Table, Text, write_page
+from sb3_trustregion.benchmark.results import Results
+from tests.benchmark.synthetic import make_grid, write_results
+
+TASKS = ["Pendulum-v1", "CartPole-v1"]
+NAMES = [
+    "ppo-zoo",
+    "trpo-default",
+    "trpo-radius_x20",
+    "adaptive_trpo",
+    "adaptive_trpo-fixed",
+    "adaptive_trpo-radius_x20",
+    "adaptive_ppo-tuned",
+]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    write_results(make_grid(folder, TASKS, NAMES, [1000, 1001, 1002], 50_000), failing=("ppo-zoo", 1001))
+    Results(folder).add_command("python -m sb3_trustregion.benchmark run mine.yml")
+    assert cli.main(["report", str(folder), "--reps", "50"]) == 0
+    return folder / "report"
+
+
+def test_the_page_is_self_contained(report: Path) -> None:
+    page = (report / "report.html").read_text()
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
+    assert page.count("data:image/png;base64,") == len(list(report.glob("*.png")))
+    assert "<script" not in page
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Is it better than stock?",
+        "With hyperparameters for each task",
+        "Does the adaptive radius help?",
+        "Does the initial radius matter?",
+        "Task by task",
+        "Radius, ρ and KL of every run",
+        "What it costs",
+        "2 of 42 runs failed",
+        "Error: &lt;synthetic&gt;",
+        "Exploratory: 3 tuning seeds",
+        "python -m sb3_trustregion.benchmark run mine.yml",
+        "0123456789",
+        "torch 2.",
+    ],
+)
+def test_the_page_says(report: Path, text: str) -> None:
+    assert text in (report / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("stock-intervals", "stock-improvement", "stock-profiles", "stock-sample-efficiency", "stock-learning-curves"),
+        *("tuned-intervals", "radius-adaptive_trpo-intervals", "radius-adaptive_trpo-improvement"),
+        *("sensitivity", "runs-Pendulum-v1", "runs-CartPole-v1"),
+    ],
+)
+def test_there_is_a_picture(report: Path, name: str) -> None:
+    assert (report / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tables_are_written_beside_it(report: Path) -> None:
+    runs = (report / "runs.csv").read_text().splitlines()
+    assert len(runs) == 1 + len(TASKS) * len(NAMES) * 3
+    assert sum(",failed," in line for line in runs) == 2
+    for name in ("aggregate", "improvement", "sample_efficiency"):
+        assert "adaptive_trpo" in (report / f"{name}.csv").read_text()
+
+
+def test_the_summary_has_tables_and_pictures(report: Path) -> None:
+    summary = (report / "summary.md").read_text()
+    assert "| AdaptiveTRPO, fixed radius |" in summary
+    pictures = re.findall(r"\]\(([^)]+\.png)\)", summary)
+    assert "stock-intervals.png" in pictures
+    assert all((report / name).is_file() for name in pictures)
+
+
+def test_a_report_on_nothing_complete_says_so(tmp_path: Path) -> None:
+    write_results(make_grid(tmp_path, ["Acrobot-v1"], ["npg"], [1000], 10_000))
+    write_results(make_grid(tmp_path, ["CartPole-v1"], ["ppo-default"], [1001], 10_000))
+    assert cli.main(["report", str(tmp_path), "--output", str(tmp_path / "elsewhere")]) == 0
+    page = (tmp_path / "elsewhere" / "report.html").read_text()
+    assert "Left out of what is taken over all tasks: Acrobot-v1: runs of ppo-default, npg are missing" in page
+    assert "CartPole-v1" in page
+
+
+def test_texts_are_escaped(tmp_path: Path) -> None:
+    table = Table(["", "a < b"], [["x", "`<i>`"]], {(0, 1)})
+    page = write_page("<t>", [Text("a & b", is_note=True)], [], tmp_path)
+    assert "<h1>&lt;t&gt;</h1>" in page.read_text()
+    assert "a &amp; b" in page.read_text()
+    from sb3_trustregion.benchmark.page import Section
+
+    parts = [Heading("h"), table, Code("<c>"), Fold("more", [Text("inside")])]
+    page = write_page("t", [], [Section("s", parts)], tmp_path)
+    assert "<b><code>&lt;i&gt;</code></b>" in page.read_text()
+    assert "<pre>&lt;c&gt;</pre>" in page.read_text()
+    summary = (tmp_path / "summary.md").read_text()
+    assert "| x | **`<i>`** |" in summary
+    assert "inside" not in summary

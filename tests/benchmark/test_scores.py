@@ -1,0 +1,95 @@
+"""Scores of runs, and what may be taken together."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sb3_trustregion.benchmark import scores
+from sb3_trustregion.benchmark.references import measure_random, read_references
+from sb3_trustregion.benchmark.results import Results
+from sb3_trustregion.benchmark.runs import RUN_FILE, record_text
+from sb3_trustregion.benchmark.scores import N_CHECKPOINTS, collect, learning_curve
+from sb3_trustregion.benchmark.training import _episodes
+from tests.benchmark.synthetic import make_grid, write_results
+
+
+def naive_curve(timesteps: list[int], returns: list[float], n_timesteps: int) -> list[float]:
+    curve = []
+    for index in range(1, N_CHECKPOINTS + 1):
+        point = index * n_timesteps / N_CHECKPOINTS
+        window = point - scores.WINDOW * n_timesteps
+        recent = [value for step, value in zip(timesteps, returns, strict=True) if window < step <= point]
+        past = [value for step, value in zip(timesteps, returns, strict=True) if step <= point]
+        curve.append(float(np.mean(recent)) if recent else past[-1] if past else returns[0])
+    return curve
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_curve_is_the_mean_of_recent_episodes(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    timesteps = np.sort(rng.choice(np.arange(1, 1200), size=rng.integers(1, 40), replace=False))
+    returns = rng.normal(size=len(timesteps))
+    curve = learning_curve(timesteps.astype(float), returns, 1000)
+    np.testing.assert_allclose(curve, naive_curve(timesteps.tolist(), returns.tolist(), 1000))
+
+
+def test_episodes_are_ordered_by_steps_of_all_environments(tmp_path: Path) -> None:
+    (tmp_path / "0.monitor.csv").write_text('#{"t_start": 1}\nr,l,t\n1.0,10,5.0\n2.0,20,9.0\n')
+    (tmp_path / "1.monitor.csv").write_text('#{"t_start": 1}\nr,l,t\n3.0,15,1.0\n')
+    assert _episodes(tmp_path) == [[20, 1.0, 10], [30, 3.0, 15], [60, 2.0, 20]]
+
+
+def test_scores_are_of_the_end(tmp_path: Path) -> None:
+    grid = make_grid(tmp_path, ["CartPole-v1"], ["npg"], [1000], 50_000)
+    write_results(grid)
+    run = next(Results(tmp_path).all())
+    found = scores.score(run)
+    returns = run.episodes()["return"].to_numpy()
+    assert found.training == pytest.approx(returns[-10:].mean())  # of 100
+    assert found.evaluation == pytest.approx(np.mean(run.record["evaluation"]["returns"]))
+    assert found.area == pytest.approx(found.curve.mean())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_timesteps": 1}, "number of steps on CartPole-v1: 1, 50000"),
+        ({"code": "other"}, "code of npg"),
+        ({"hyperparameters": {"n_steps": 1}}, "hyperparameters of npg on CartPole-v1"),
+        ({"versions": {"torch": "0.1"}}, "version of torch: 0.1, "),
+        ({"seed": 3}, r"kind of seeds: for claims \(0-9\), for tuning"),
+    ],
+)
+def test_what_does_not_belong_together_is_not_taken_together(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    write_results(make_grid(tmp_path, ["CartPole-v1"], ["npg"], [1000, 1001], 50_000))
+    run = next(Results(tmp_path).all())
+    (run.folder / RUN_FILE).write_text(record_text(run.record | change))
+    with pytest.raises(ValueError, match=message):
+        collect(tmp_path)
+    assert len(collect(tmp_path, allow_mixed=True).runs) == 2
+
+
+def test_the_committed_references_are_sound() -> None:
+    references = read_references()
+    assert references["CartPole-v1"].normalize(500.0) == 1.0
+    assert references["CartPole-v1"].normalize(21.61) == 0.0
+    for task in ("Acrobot-v1", "MountainCarContinuous-v0", "BipedalWalker-v3", "Humanoid-v5", "Swimmer-v5"):
+        assert task in references
+
+
+def test_the_random_policy_is_as_committed() -> None:
+    mean, stderr = measure_random("CartPole-v1")
+    assert mean == pytest.approx(read_references()["CartPole-v1"].random, abs=1e-6)
+    assert 0.0 < stderr < 3.0
+
+
+@pytest.mark.parametrize("text", ["{}", "tasks: {A: {random: 1}}", "tasks: {A: {random: 1, reference: 1}}", "- 1"])
+def test_malformed_references_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "references.yml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="reference"):
+        read_references(path)

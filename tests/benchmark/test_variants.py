@@ -1,0 +1,134 @@
+"""What is compared, and with which hyperparameters."""
+
+import importlib
+import inspect
+from typing import Any
+
+import pytest
+from rl_zoo3.utils import ALGOS
+
+from sb3_trustregion.benchmark.hyperparameters import nearest_rollouts, resolve, task_entry, usual_timesteps
+from sb3_trustregion.benchmark.variants import (
+    IMPLEMENTATIONS,
+    MAIN,
+    VARIANTS,
+    Variant,
+    derive_variant,
+    find_variant,
+)
+from sb3_trustregion.zoo import register
+
+# What RL Zoo takes out of an entry before it makes the model.
+OF_THE_ZOO = {"n_timesteps", "n_envs", "normalize"}
+SHARED = {"n_envs": 1, "normalize": True}
+
+
+def class_of(variant: Variant) -> type:
+    if variant.algorithm in IMPLEMENTATIONS:
+        module, _, name = IMPLEMENTATIONS[variant.algorithm].partition(":")
+        found: type = getattr(importlib.import_module(module), name)
+        return found
+    register()
+    return ALGOS[variant.algorithm]
+
+
+def accepted_arguments(algorithm: type) -> set[str]:
+    """Also those of the base class, where a subclass passes arguments on."""
+    parameters: set[str] = set()
+    for cls in algorithm.__mro__:
+        parameters |= set(inspect.signature(cls.__init__).parameters)  # type: ignore[misc]
+        if "kwargs" not in inspect.signature(cls.__init__).parameters:  # type: ignore[misc]
+            break
+    return parameters
+
+
+@pytest.mark.parametrize("task", ["CartPole-v1", "Hopper-v5"])
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=list(VARIANTS))
+def test_hyperparameters_are_arguments_of_the_algorithm(variant: Variant, task: str) -> None:
+    resolved = resolve(variant, task, 100_000, SHARED)
+    assert resolved is not None
+    assert resolved["n_timesteps"] == 100_000
+    assert set(resolved) - OF_THE_ZOO <= accepted_arguments(class_of(variant))
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if not VARIANTS[name].per_task])
+def test_defaults_share_the_environment(name: str) -> None:
+    resolved = resolve(VARIANTS[name], "CartPole-v1", 1, {"n_envs": 3, "normalize": False})
+    assert resolved is not None
+    assert resolved["n_envs"] == 3
+    assert resolved["normalize"] is False
+
+
+def test_zoo_tuned_values_are_the_zoos() -> None:
+    resolved = resolve(find_variant("ppo-zoo"), "CartPole-v1", 1, {"n_envs": 3, "normalize": True})
+    assert resolved is not None
+    assert resolved["n_envs"] == 8
+    assert "normalize" not in resolved
+    # RL Zoo has Ant-v4 only, and leaves the number of environments open.
+    ant = resolve(find_variant("ppo-zoo"), "Ant-v5", 1, {"n_envs": 3})
+    assert ant == {"n_envs": 3, "normalize": True, "policy": "MlpPolicy", "n_timesteps": 1}
+    assert task_entry("trpo", "Hopper-v5") == task_entry("trpo", "Hopper-v4")
+
+
+def test_without_a_tuned_entry_there_is_no_tuned_variant() -> None:
+    assert resolve(find_variant("ppo-zoo"), "Blackjack-v1", 1, SHARED) is None
+    assert resolve(find_variant("adaptive_trpo"), "Blackjack-v1", 1, SHARED) is not None
+
+
+def test_the_smaller_budget_is_taken() -> None:
+    assert usual_timesteps("Acrobot-v1") == 100_000  # PPO: 1M
+    assert usual_timesteps("Hopper-v5") == 1_000_000
+    assert usual_timesteps("Blackjack-v1") == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("n_timesteps", "rollout", "nearest"),
+    [(100_000, 16_384, 98_304), (100_000, 2048, 100_352), (1000, 2048, 2048), (4096, 2048, 4096)],
+)
+def test_runs_have_whole_rollouts(n_timesteps: int, rollout: int, nearest: int) -> None:
+    assert nearest_rollouts(n_timesteps, rollout) == nearest
+
+
+def test_a_twin_differs_in_the_radius_alone() -> None:
+    for parent in ("adaptive_trpo", "adaptive_trpo-m8", "adaptive_ppo"):
+        twin = VARIANTS[f"{parent}-fixed"]
+        changed = {"radius_rule": "fixed"}
+        assert twin.hyperparameters == VARIANTS[parent].hyperparameters | changed
+        assert (twin.algorithm, twin.config, twin.parent) == (parent[:13].rstrip("-"), twin.config, parent)
+
+
+def test_initial_radii_span_the_protocols_decades() -> None:
+    for parent in ("adaptive_trpo", "adaptive_trpo-m8", "adaptive_trpo-fixed"):
+        default = VARIANTS[parent].hyperparameters.get("target_kl", 0.01)
+        for suffix, factor in (("div20", 1 / 20), ("x20", 20.0)):
+            variant = VARIANTS[f"{parent}-radius_{suffix}"]
+            assert variant.hyperparameters["target_kl"] == pytest.approx(default * factor)
+            assert variant.radius_factor == factor
+
+
+def test_names_are_names_of_folders() -> None:
+    assert all(name == variant.name for name, variant in VARIANTS.items())
+    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-") for name in VARIANTS)
+    assert set(MAIN) <= set(VARIANTS)
+    assert all(variant.parent in VARIANTS for variant in VARIANTS.values() if variant.parent)
+
+
+def test_a_grid_may_define_variants() -> None:
+    variant = derive_variant("wide", {"base": "adaptive_trpo-m8", "hyperparameters": {"target_kl": 0.5}})
+    assert variant.name == variant.label == "wide"
+    assert variant.hyperparameters == {"n_reused_rollouts": 8, "target_kl": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("name", "definition", "message"),
+    [
+        ("mine", {"base": "nothing"}, "variant must be one of ppo-zoo"),
+        ("mine", {"bas": "npg"}, "must be defined by base"),
+        ("mine", "npg", "must be defined by base"),
+        ("npg", {"base": "npg"}, "name must be new"),
+        ("../mine", {"base": "npg"}, "name must be new"),
+    ],
+)
+def test_malformed_variants_are_refused(name: str, definition: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        derive_variant(name, definition)

@@ -1,0 +1,214 @@
+"""Environments, batches and policies at the edge, and mathematics that breaks down."""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
+from sb3_trustregion.core.fisher import FisherProduct
+from sb3_trustregion.core.search import StepStatus
+from sb3_trustregion.core.surrogate import Evaluation, Surrogate
+from tests.environments import toy_vec_env
+from tests.faults.checks import assert_finite
+from tests.faults.environments import healthy
+from tests.helpers import ALGORITHMS, Update, actor_of, assert_same, differs, make_model, state_of, train
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:You have specified a mini-batch size",
+    "ignore:.*updates without a policy step in a row",
+    "ignore:.*leaves a last mini-batch of one",
+)
+each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
+NATURAL = (NPG, AdaptiveTRPO)
+
+
+def assert_within_radius(model: Any, updates: list[Update]) -> None:
+    """Parameters stay finite, move only by steps that were accepted, and those keep to the radius."""
+    assert_finite(model, largest=1e30)
+    for update in updates:
+        moved = differs(actor_of(model, update.before), actor_of(model, update.after))
+        assert moved <= (update.status is not StepStatus.INVALID)
+        if isinstance(model, AdaptiveTRPO) and update.status is StepStatus.ACCEPTED:
+            assert update.kl <= update.logged["train/radius"] * (1.0 + 1e-3) + 1e-6
+
+
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+@pytest.mark.parametrize("normalize", [False, True])
+@each_algorithm
+def test_constant_rewards(algorithm: type[Any], normalize: bool, reward: float) -> None:
+    env = toy_vec_env(reward=reward)
+    model = make_model(algorithm, VecNormalize(env) if normalize else env)
+    updates = train(model, 5)
+    assert_within_radius(model, updates)
+    assert_finite(model, largest=1e6)
+    assert len(updates) == 5
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("ends", [{"length": None}, {"length": 1}, {"length": 1, "terminates": True}], ids=str)
+@each_algorithm
+def test_episodes_without_end_and_of_one_step(algorithm: type[Any], ends: dict[str, Any], normalize: bool) -> None:
+    env = DummyVecEnv([healthy(**ends)] * 2)
+    model = make_model(algorithm, VecNormalize(env) if normalize else env)
+    updates = train(model, 4)
+    assert_within_radius(model, updates)
+    assert_finite(model, largest=1e6)
+    assert updates[-1].status is StepStatus.ACCEPTED
+
+
+@pytest.mark.parametrize("estimator", ["rollout", "episodes"])
+@pytest.mark.parametrize("algorithm", [AdaptiveTRPO, AdaptivePPO])
+def test_no_episode_to_judge_by(algorithm: type[Any], estimator: str) -> None:
+    """Where no episode ends, their returns say nothing: no step is undone, none is held for good."""
+    model = make_model(algorithm, DummyVecEnv([healthy(length=None)] * 2), improvement_estimator=estimator)
+    updates = train(model, 4)
+    assert [update.status for update in updates] == [StepStatus.ACCEPTED] * 4
+    assert model.region.n_judged == (3 if estimator == "rollout" else 0)
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(1), spaces.MultiDiscrete([1, 1])], ids=str)
+@each_algorithm
+def test_single_action(algorithm: type[Any], space: spaces.Space[Any]) -> None:
+    """Nothing to decide: the actor stays as it is, and that is no error."""
+    model = make_model(algorithm, DummyVecEnv([healthy(action_space=space)] * 2))
+    start = actor_of(model)
+    updates = train(model, 12)
+    assert_within_radius(model, updates)
+    assert_finite(model, largest=1e6)
+    probabilities = model.policy.get_distribution(th.zeros(1, 3)).mode()
+    assert not probabilities.any()
+    if algorithm is AdaptivePPO:  # has weights of the actor that no gradient reaches, and steps of zero length
+        assert all(update.kl == pytest.approx(0.0, abs=1e-6) for update in updates)
+    else:
+        assert_same(actor_of(model), start)
+        assert model.n_invalid == 12
+
+
+@pytest.mark.parametrize("use_sde", [False, True])
+@pytest.mark.parametrize("log_std", [-20.0, 20.0])
+@each_algorithm
+def test_extreme_standard_deviation(algorithm: type[Any], log_std: float, use_sde: bool) -> None:
+    model = make_model(algorithm, DummyVecEnv([healthy()] * 2), use_sde=use_sde)
+    with th.no_grad():
+        model.policy.log_std.fill_(log_std)
+    updates = train(model, 5)
+    assert_within_radius(model, updates)
+    assert len(updates) == 5
+
+
+@pytest.mark.parametrize(("n_envs", "n_steps", "batch_size"), [(1, 2, 1), (1, 2, 2), (2, 1, 1), (2, 1, 2), (1, 3, 2)])
+@each_algorithm
+def test_smallest_batches(algorithm: type[Any], n_envs: int, n_steps: int, batch_size: int) -> None:
+    arguments = {"normalize_advantage": False} if algorithm is AdaptivePPO and batch_size == 1 else {}
+    env = VecNormalize(DummyVecEnv([healthy()] * n_envs))
+    model = make_model(algorithm, env, n_steps=n_steps, batch_size=batch_size, **arguments)
+    updates = train(model, 12)
+    assert_within_radius(model, updates)
+    assert any(update.status is StepStatus.ACCEPTED for update in updates)
+
+
+def dead_network(model: Any) -> None:
+    """No unit of the actor's last hidden layer ever fires: no gradient reaches what is before it."""
+    with th.no_grad():
+        layer = model.policy.mlp_extractor.policy_net[-2]
+        layer.weight.zero_()
+        layer.bias.fill_(-100.0)
+
+
+def no_variance(model: Any) -> None:
+    """The largest log std of which single precision can neither square the precision nor add a mean to it."""
+    with th.no_grad():
+        model.policy.log_std.fill_(-44.0)
+
+
+def saturated(model: Any) -> None:
+    """Actions far outside of what the environment takes, and all of them equal."""
+    with th.no_grad():
+        model.policy.action_net.bias.fill_(1e6)
+        model.policy.log_std.fill_(-10.0)
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.1])
+@pytest.mark.parametrize("spoil", [dead_network, no_variance, saturated])
+@each_algorithm
+def test_singular_fisher_matrix(algorithm: type[Any], spoil: Callable[[Any], None], damping: float) -> None:
+    kwargs = {} if algorithm is AdaptivePPO else {"cg_damping": damping}
+    kwargs["policy_kwargs"] = {"net_arch": [8], "activation_fn": th.nn.ReLU}
+    model = make_model(algorithm, DummyVecEnv([healthy()] * 2), **kwargs)
+    spoil(model)
+    updates = train(model, 4)
+    assert_within_radius(model, updates)
+    if spoil is dead_network:
+        assert all(update.status is StepStatus.ACCEPTED for update in updates)  # the bias still learns
+
+
+BROKEN_PRODUCTS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
+    "negative": lambda v: -v,
+    "zero": th.zeros_like,
+    "nan": lambda v: v * math.nan,
+    "infinite": lambda v: v * math.inf,
+    "tiny": lambda v: 1e-38 * v,
+    "not symmetric": lambda v: v.flip(0),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN_PRODUCTS)
+@each_algorithm
+def test_broken_curvature(monkeypatch: pytest.MonkeyPatch, algorithm: type[Any], kind: str) -> None:
+    """Whatever the Fisher product returns: no NaN, no step outside the radius, and back to work when it is over."""
+    model = make_model(algorithm, DummyVecEnv([healthy()] * 2))
+    train(model, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(FisherProduct, "__call__", lambda self, v: BROKEN_PRODUCTS[kind](v))
+        updates = train(model, 2, reset_num_timesteps=False)
+    assert_within_radius(model, updates)
+    if algorithm in NATURAL and kind in ("negative", "zero", "nan", "infinite"):
+        assert [update.status for update in updates] == [StepStatus.INVALID] * 2
+    (update,) = train(model, 1, reset_num_timesteps=False)
+    assert update.status is StepStatus.ACCEPTED
+
+
+@pytest.mark.parametrize("gain", [-1.0, 0.0, math.nan])
+def test_line_search_that_never_succeeds(monkeypatch: pytest.MonkeyPatch, gain: float) -> None:
+    """The policy stays, the radius shrinks to its bound and no further, the critic learns, and it is told."""
+    model = make_model(AdaptiveTRPO, DummyVecEnv([healthy()] * 2), radius_bounds=(1e-3, 1.0))
+    start, critic = actor_of(model), state_of(model.policy.value_net)
+    with monkeypatch.context() as patch:
+        patch.setattr(Surrogate, "at", lambda self, vector: Evaluation(gain, 0.0, 1e-4, 1e-4))
+        with pytest.warns(UserWarning, match="without a policy step in a row, now because the line search found no"):
+            updates = train(model, 15)
+    assert_same(actor_of(model), start)
+    assert differs(state_of(model.policy.value_net), critic)
+    assert [update.logged["train/n_invalid"] for update in updates] == list(range(1, 16))
+    assert model.region.radius == 1e-3
+    assert_finite(model)
+    (update,) = train(model, 1, reset_num_timesteps=False)
+    assert update.status is StepStatus.ACCEPTED
+
+
+@each_algorithm
+def test_a_million_parameters(algorithm: type[Any]) -> None:
+    kwargs = {"n_epochs": 1} if algorithm is AdaptivePPO else {}
+    model = make_model(algorithm, DummyVecEnv([healthy()] * 2), policy_kwargs={"net_arch": [1000, 1000]}, **kwargs)
+    assert sum(np.prod(shape) for shape in model.actor.shapes) > 1e6
+    updates = train(model, 2)
+    assert_within_radius(model, updates)
+    assert any(update.status is StepStatus.ACCEPTED for update in updates)
+
+
+@pytest.mark.parametrize(("algorithm", "fault"), itertools.product(ALGORITHMS, ["critic", "optimiser"]))
+def test_critic_that_diverges(algorithm: type[Any], fault: str) -> None:
+    """A learning rate that no critic survives: what it did is undone, the numbers stay finite."""
+    rate = {"critic": 1e38, "optimiser": 1e20}[fault]
+    model = make_model(algorithm, DummyVecEnv([healthy()] * 2), learning_rate=lambda progress: rate)
+    updates = train(model, 2)
+    for number in [*state_of(model.policy).values()]:
+        assert th.isfinite(number).all()
+    assert len(updates) == 2
