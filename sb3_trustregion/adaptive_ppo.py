@@ -18,7 +18,7 @@ from sb3_trustregion.core.improvement import Estimate
 from sb3_trustregion.core.parameters import is_finite, restore, snapshot
 from sb3_trustregion.core.radius import shrink_radius
 from sb3_trustregion.core.search import StepStatus, reliability
-from sb3_trustregion.core.surrogate import Evaluation, Surrogate
+from sb3_trustregion.core.surrogate import Evaluation, Surrogate, is_supported
 from sb3_trustregion.measurement import MeasuringAlgorithm, PendingStep, Promise
 from sb3_trustregion.recording import LearningData, centred
 from sb3_trustregion.validation import check_bool, check_integer, check_number, check_schedule
@@ -240,7 +240,7 @@ class AdaptivePPO(MeasuringAlgorithm, PPO):
         linear_gain = float(gradient.dot(self.actor.flatten(self.policy) - surrogate.origin))
         length = math.sqrt(2.0 * max(evaluation.kl, 0.0))
         predicted = Estimate(share * min(evaluation.gain, linear_gain), evaluation.gain_stderr)
-        used = length >= USED_RADIUS * clip_range
+        used = length >= USED_RADIUS * clip_range and is_supported(evaluation)
         self.logger.record("train/reliability", share)
         if linear_gain > 0.0:
             self.logger.record("train/same_batch_ratio", evaluation.gain / linear_gain)

@@ -14,7 +14,7 @@ from sb3_trustregion.core.parameters import restore, snapshot
 from sb3_trustregion.core.radius import shrink_radius
 from sb3_trustregion.core.rollouts import Normalizer, Rollout, distance, is_finite_rollout
 from sb3_trustregion.core.search import Step, StepStatus, backtrack, reliability
-from sb3_trustregion.core.surrogate import Batch, Surrogate
+from sb3_trustregion.core.surrogate import Batch, Surrogate, is_supported
 from sb3_trustregion.measurement import MeasuringAlgorithm, PendingStep, Promise
 from sb3_trustregion.recording import LearningData, centred
 from sb3_trustregion.validation import check_integer, check_number
@@ -236,7 +236,7 @@ class AdaptiveTRPO(MeasuringAlgorithm, NaturalGradientAlgorithm):
         # Beyond its linear prediction the surrogate's gain is noise of large ratios.
         gain, stderr = min(step.evaluation.gain, step.linear_gain), step.evaluation.gain_stderr
         self.logger.record("train/reliability", share)
-        used = step.evaluation.distance >= USED_RADIUS * self.region.radius
+        used = step.evaluation.distance >= USED_RADIUS * self.region.radius and is_supported(step.evaluation)
         return Promise(Estimate(share * gain, stderr), step.length, used, gain, step.linear_gain)
 
     def _history(self, normalizer: Normalizer) -> list[LearningData]:

@@ -188,7 +188,15 @@ def test_saved_in_the_middle_of_a_rollout(tmp_path: Path, algorithm: type[Any]) 
 
 
 # What the package's documentation explains; one test knows all the names.
-COMMON = {"step_status", "n_invalid", "kl_divergence", "policy_objective", "same_batch_ratio", "value_loss"}
+COMMON = {
+    "step_status",
+    "n_invalid",
+    "n_faulty_steps",
+    "kl_divergence",
+    "policy_objective",
+    "same_batch_ratio",
+    "value_loss",
+}
 COMMON |= {"explained_variance", "n_updates", "learning_rate"}
 NATURAL = {"cg_steps", "cg_residual", "n_samples"}
 TRUST_REGION = {"radius", "n_rollbacks", "n_feedback_decisions"}

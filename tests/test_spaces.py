@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStac
 from torch import nn
 
 from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
+from sb3_trustregion.core import surrogate
 from sb3_trustregion.core.search import StepStatus
 from tests.environments import ACTION_SPACES, OBSERVATION_SPACES, POLICIES, VECTOR, maker, toy_vec_env
 from tests.helpers import (
@@ -225,6 +226,13 @@ def test_processes_change_nothing() -> None:
         env.close()
 
 
+@pytest.fixture
+def _small_fisher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the Fisher matrix be taken over fewer states than these batches have."""
+    monkeypatch.setattr(surrogate, "LEAST_FISHER_STATES", 8)
+
+
+@pytest.mark.usefixtures("_small_fisher")
 @pytest.mark.parametrize("action", ACTION_SPACES)
 @pytest.mark.parametrize("n_reused_rollouts", [1, 3])
 def test_sub_sampling(n_reused_rollouts: int, action: str) -> None:
@@ -236,6 +244,7 @@ def test_sub_sampling(n_reused_rollouts: int, action: str) -> None:
     assert updates[-1].logged["train/n_samples"] == n_reused_rollouts * N_STEPS * N_ENVS // 2
 
 
+@pytest.mark.usefixtures("_small_fisher")
 @pytest.mark.parametrize("factors", [(2, 1), (1, 4), (1, 1000)], ids=str)
 @pytest.mark.parametrize("algorithm", [NPG, AdaptiveTRPO])
 def test_each_sub_sampling_by_itself(algorithm: type[Any], factors: tuple[int, int]) -> None:

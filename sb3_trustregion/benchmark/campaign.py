@@ -26,6 +26,8 @@ from sb3_trustregion.validation import check_choice, check_integer
 
 BACKENDS = ("loky", "dask")
 SECONDS_FOR_WORKERS = 60
+# After which a worker with nothing to do goes, as it must when the grid was killed.
+IDLE_SECONDS = 10
 CONNECTION_TIMEOUT = "10s"
 
 
@@ -162,7 +164,8 @@ def _backend(options: Options) -> Iterator[Any]:
     """A ``Parallel`` of joblib's, which hands back each run as soon as it is done."""
     shared = {"return_as": "generator_unordered", "batch_size": 1}
     if options.backend == "loky":
-        yield joblib.Parallel(n_jobs=options.jobs, backend="loky", **shared)
+        with joblib.parallel_config(backend="loky", idle_worker_timeout=IDLE_SECONDS):
+            yield joblib.Parallel(n_jobs=options.jobs, **shared)
         return
     with _client(options.address) as client:
         settings = {"client": client, "wait_for_workers_timeout": SECONDS_FOR_WORKERS}

@@ -40,7 +40,7 @@ class Improvement(NamedTuple):
     :param predicted: improvement the model promised, cross-fitted, same units
     :param predicted_stderr: standard error of ``predicted``
     :param length: length of the step, √(2·KL), in √nats
-    :param used_radius: whether the step went as far as the radius let it
+    :param used_radius: whether the step went as far as the radius let it, to a policy that its batch can still tell of
     :param in_sample: improvement on the batch that the step was fitted to, same units
     """
 

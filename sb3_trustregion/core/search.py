@@ -57,7 +57,7 @@ def invalid_step(surrogate: Surrogate, reason: str, n_backtracks: int = 0, radiu
     :param radius_at_fault: whether a smaller radius could have made the step valid
     :return: the step that stays
     """
-    stay = Evaluation(0.0, 0.0, 0.0, surrogate.distance)
+    stay = Evaluation(0.0, 0.0, 0.0, surrogate.distance, 1.0)
     return Step(StepStatus.INVALID, surrogate.origin, stay, 0.0, n_backtracks, reason, radius_at_fault)
 
 

@@ -77,6 +77,8 @@ class Batch(NamedTuple):
 
 # Fewer states than this make a Fisher matrix of noise; found by held-out gain at equal KL.
 LEAST_FISHER_STATES = 256
+# With less than half of the samples effective a surrogate's promise is its own noise.
+LEAST_EFFECTIVE_SHARE = 0.5
 
 
 class Evaluation(NamedTuple):
@@ -87,17 +89,27 @@ class Evaluation(NamedTuple):
     :param gain_stderr: its standard error by batch means, for fixed θ
     :param kl: mean KL(π_k‖π_θ), nats
     :param distance: what the radius bounds: ``kl``, or the mean KL from the policies that acted for reused data, nats
+    :param effective_share: effective sample size of the ratios π_θ/β over that of the batch (Kish), in (0, 1]
     """
 
     gain: float
     gain_stderr: float
     kl: float
     distance: float
+    effective_share: float
 
     @property
     def is_finite(self) -> bool:
         """Whether the gain and both distances are."""
         return math.isfinite(self.gain) and math.isfinite(self.kl) and math.isfinite(self.distance)
+
+
+def is_supported(evaluation: Evaluation) -> bool:
+    """
+    :param evaluation: the model where a step ends
+    :return: whether the batch tells enough about that policy to let the radius grow on its word
+    """
+    return evaluation.effective_share >= LEAST_EFFECTIVE_SHARE
 
 
 def take(observations: Observations, index: th.Tensor) -> Observations:
@@ -175,6 +187,10 @@ class Surrogate:
         log_ratio = (log_probs - self.batch.log_probs).double()
         return float((th.expm1(log_ratio) - log_ratio).mean())
 
+    def _effective_share(self, log_probs: th.Tensor) -> float:
+        ratios = th.exp((log_probs - self.batch.log_probs).double())
+        return float(ratios.mean() ** 2 / (ratios**2).mean())
+
     def _terms(self, log_probs: th.Tensor) -> th.Tensor:
         ratio = th.expm1((log_probs - self.log_probs).double())
         return self.batch.weights * self.batch.advantages * ratio
@@ -188,8 +204,8 @@ class Surrogate:
         try:
             log_probs, outputs = self._forward(vector, self.batch.observations, self.batch.actions)
         except ValueError:  # torch.distributions refuses parameters that are not finite
-            return Evaluation(math.nan, math.nan, math.nan, math.nan)
+            return Evaluation(math.nan, math.nan, math.nan, math.nan, 0.0)
         kl = float(kl_divergence(self.kind, self.outputs, outputs).mean())
         distance = self._distance_from_data(log_probs) if self.batch.reused else kl
         gain = batch_means(self._terms(log_probs).cpu().numpy(), self.batch.blocks)
-        return Evaluation(gain.mean, gain.stderr, kl, distance)
+        return Evaluation(gain.mean, gain.stderr, kl, distance, self._effective_share(log_probs))

@@ -28,7 +28,7 @@ TINY: dict[str, Any] = {
     "tiny-ppo": {"base": "ppo-default", "hyperparameters": SHORT},
     "tiny-trpo": {"base": "trpo-default", "hyperparameters": SHORT},
 }
-PATIENCE = 60.0
+PATIENCE = 180.0
 
 
 def make(output: Path, variants: list[Any], seeds: list[int], n_timesteps: int = 300) -> Grid:
@@ -186,6 +186,10 @@ def descendants(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
 
 
+def trainings(pid: int) -> list[psutil.Process]:
+    return [process for process in descendants(pid) if "sb3_trustregion.benchmark.training" in process.cmdline()]
+
+
 def are_gone(processes: list[psutil.Process]) -> bool:
     return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
 
@@ -205,8 +209,8 @@ def test_a_stopped_grid_goes_on(tmp_path: Path) -> None:
     kept = {path: path.stat().st_mtime_ns for path in finished(tmp_path)}
     # Two jobs, so that there are joblib's workers between the grid and its runs.
     process = start_grid(tmp_path, "--jobs", "2")
-    running = wait_until(lambda: len(found := descendants(process.pid)) >= 4 and found, "two runs")
-    time.sleep(0.5)
+    wait_until(lambda: len(trainings(process.pid)) == 2, "two runs")
+    running = descendants(process.pid)
     process.kill()
     process.wait()
     wait_until(lambda: are_gone(running), "the end of all processes")
@@ -245,8 +249,7 @@ def test_a_cluster_may_lose_a_worker(tmp_path: Path, cluster: tuple[str, list[su
     address, workers = cluster
     output = tmp_path / "results"
     process = start_grid(output, "--backend", "dask", "--address", address)
-    running = wait_until(lambda: descendants(workers[0].pid), "a run on the first worker")
-    time.sleep(0.5)
+    running = wait_until(lambda: trainings(workers[0].pid), "a run on the first worker")
     workers[0].kill()
     wait_until(lambda: are_gone(running), "the end of its run")
     assert process.wait(2 * PATIENCE) == 0

@@ -97,13 +97,16 @@ def test_a_twin_differs_in_the_radius_alone() -> None:
         assert (twin.algorithm, twin.config, twin.parent) == (parent[:13].rstrip("-"), twin.config, parent)
 
 
-def test_initial_radii_span_the_protocols_decades() -> None:
-    for parent in ("adaptive_trpo", "adaptive_trpo-m8", "adaptive_trpo-fixed"):
-        default = VARIANTS[parent].hyperparameters.get("target_kl", 0.01)
-        for suffix, factor in (("div20", 1 / 20), ("x20", 20.0)):
-            variant = VARIANTS[f"{parent}-radius_{suffix}"]
-            assert variant.hyperparameters["target_kl"] == pytest.approx(default * factor)
-            assert variant.radius_factor == factor
+@pytest.mark.parametrize("parent", ["trpo-default", "adaptive_trpo", "adaptive_trpo-m8", "adaptive_trpo-fixed"])
+def test_initial_radii_span_the_protocols_decades(parent: str) -> None:
+    resolved = resolve(VARIANTS[parent], "CartPole-v1", 1, SHARED)
+    assert resolved is not None
+    default = inspect.signature(class_of(VARIANTS[parent])).parameters["target_kl"].default
+    radius = resolved.get("target_kl", default)
+    for suffix, factor in (("div20", 1 / 20), ("x20", 20.0)):
+        variant = VARIANTS[f"{parent.removesuffix('-default')}-radius_{suffix}"]
+        assert variant.hyperparameters["target_kl"] == pytest.approx(radius * factor)
+        assert (variant.radius_factor, variant.parent) == (factor, parent)
 
 
 def test_names_are_names_of_folders() -> None:

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 
 import pytest
@@ -128,6 +129,13 @@ def test_a_product_that_breaks_ends_with_the_solution_so_far(value: float, broke
     solution = conjugate_gradient(product, g, 10, 1e-10)
     assert solution.n_steps == broken_from
     assert th.equal(solution.x, conjugate_gradient(times(matrix), g, broken_from, 1e-10).x)
+
+
+def test_an_infinite_curvature_is_no_step() -> None:
+    g = th.ones(3, dtype=th.float64)
+    solution = conjugate_gradient(lambda v: v * math.inf, g, 10, 0.0)
+    assert (solution.n_steps, float(solution.residual)) == (0, 1.0)
+    assert th.equal(solution.x, th.zeros(3, dtype=th.float64))
 
 
 @pytest.mark.skipif(not th.cuda.is_available(), reason="the stop without a branch is for CUDA")

@@ -132,3 +132,36 @@ def one_of_three(quantity: str, value: float, steps: Container[int], wrapper: st
 def all_of_two(quantity: str, value: float, steps: Container[int], wrapper: str = "plain", **kwargs: Any) -> VecEnv:
     """Two environments that break at the same steps; other arguments as in ``Target``."""
     return WRAPPERS[wrapper](DummyVecEnv([faulty(quantity, value, steps, **kwargs)] * 2))
+
+
+CHANGES: dict[str, Callable[[float, float, int], float]] = {
+    # (reward, reward of the opposite action, steps since the change) to the reward from then on
+    "each step costs": lambda reward, opposite, n: reward - 5.0,
+    "rewards grow tenfold": lambda reward, opposite, n: 10.0 * reward,
+    "actions turn round": lambda reward, opposite, n: opposite,
+    "it gets worse and worse": lambda reward, opposite, n: reward - 0.02 * n,
+}
+
+
+class Changing(gym.Wrapper[Any, Any, Any, Any]):
+    """
+    ``Target`` that changes for the worse and never back.
+
+    :param change: how, one of ``CHANGES``
+    :param at: with which step, counted from zero over all episodes
+    """
+
+    def __init__(self, change: str, at: int) -> None:
+        self.target = Target()
+        super().__init__(self.target)
+        self.change = CHANGES[change]
+        self.at = at
+        self.n_steps = 0
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        aim = float(self.target.shown[0])
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self.n_steps += 1
+        if self.n_steps > self.at:
+            reward = self.change(float(reward), -abs(float(np.mean(action)) + aim), self.n_steps - self.at)
+        return observation, reward, terminated, truncated, info

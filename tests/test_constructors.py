@@ -1,0 +1,68 @@
+"""The arguments are those of the algorithms that ours replace, and each is documented."""
+
+import inspect
+import re
+from typing import Any
+
+import pytest
+from sb3_contrib import TRPO
+from stable_baselines3 import PPO
+
+import sb3_trustregion
+from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
+from tests.environments import ToyEnv
+from tests.helpers import ALGORITHMS
+
+KL_AND_LINE_SEARCH = {"target_kl", "line_search_shrinking_factor", "line_search_max_iter"}
+RADIUS = ["radius_rule", "radius_window", "radius_bounds", "rollback_z", "improvement_estimator"]
+NATURAL = ["cg_residual_tol", "fisher_sub_sampling_factor"]
+
+
+def names(algorithm: type[Any], kind: Any = inspect.Parameter.POSITIONAL_OR_KEYWORD) -> list[str]:
+    return [name for name, parameter in inspect.signature(algorithm).parameters.items() if parameter.kind is kind]
+
+
+@pytest.mark.parametrize(
+    ("ours", "stock", "without", "new"),
+    [
+        (AdaptiveTRPO, TRPO, set(), [*NATURAL, *RADIUS, "n_reused_rollouts"]),
+        (AdaptivePPO, PPO, set(), RADIUS),
+        (NPG, TRPO, KL_AND_LINE_SEARCH, ["actor_step_size", *NATURAL]),
+    ],
+)
+def test_one_word_replaces_the_algorithm(ours: type[Any], stock: type[Any], without: set[str], new: list[str]) -> None:
+    """The same names in the same order, so that positions work too; new ones by name alone."""
+    assert names(ours) == [name for name in names(stock) if name not in without]
+    assert names(ours, inspect.Parameter.KEYWORD_ONLY) == new
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_argument_is_documented(algorithm: type[Any]) -> None:
+    documented = re.findall(r"^\s*:param (\w+):", inspect.getdoc(algorithm) or "", flags=re.MULTILINE)
+    assert sorted(documented) == sorted(inspect.signature(algorithm).parameters)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_defaults(algorithm: type[Any]) -> None:
+    """As a stranger would: a policy, a task, nothing else."""
+    model = algorithm("MlpPolicy", ToyEnv())
+    assert model.n_steps == 2048
+    assert model.get_env().num_envs == 1
+    by_id = algorithm("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=32).learn(128)
+    assert by_id.num_timesteps == 128
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_model_can_be_set_up_later(algorithm: type[Any]) -> None:
+    model = algorithm("MlpPolicy", ToyEnv(), n_steps=32, batch_size=32, _init_setup_model=False)
+    assert not hasattr(model, "policy")
+    model._setup_model()
+    assert model.learn(64).num_timesteps == 64
+
+
+def test_public_names() -> None:
+    assert set(sb3_trustregion.__all__) == {"NPG", "AdaptivePPO", "AdaptiveTRPO", "__version__"}
+    assert set(sb3_trustregion.__all__) <= set(dir(sb3_trustregion))
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", sb3_trustregion.__version__)
+    with pytest.raises(AttributeError, match="has no attribute 'TRPO'"):
+        sb3_trustregion.TRPO  # noqa: B018
