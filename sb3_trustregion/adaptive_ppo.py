@@ -100,7 +100,7 @@ class AdaptivePPO(MeasuringAlgorithm, PPO):
 
     # ε is a ratio, so it goes with the length of a step; a KL goes with its square.
     _radius_exponent = 1.0
-    _own_argument = "radius_rule"
+    _own_arguments = ("radius_rule", "clip_range")
 
     def __init__(
         self,

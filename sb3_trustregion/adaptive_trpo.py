@@ -99,7 +99,7 @@ class AdaptiveTRPO(MeasuringAlgorithm, NaturalGradientAlgorithm):
     :raises ValueError: where an argument is out of range, a space or a policy not supported
     """
 
-    _own_argument = "n_reused_rollouts"
+    _own_arguments = ("n_reused_rollouts",)
 
     def __init__(
         self,

@@ -33,7 +33,8 @@ class Screen(VecEnvWrapper):
     def __init__(self, normalizer: VecNormalize) -> None:
         super().__init__(normalizer.venv)
         self.normalizer = normalizer
-        # Of the last step or reset, by environment.
+        # Of the last step or reset; by environment too, where it was not sound.
+        self.is_sound = True
         self.observation = np.zeros(self.num_envs, dtype=bool)
         self.reward = np.zeros(self.num_envs, dtype=bool)
         self.terminal = np.zeros(self.num_envs, dtype=bool)
@@ -44,6 +45,7 @@ class Screen(VecEnvWrapper):
         """
         observations = self.venv.reset()
         self.observation = ~usable(observations, self.num_envs)
+        self.is_sound = not self.observation.any()
         cleaned: VecEnvObs = _replaced(observations, self.observation, self._stand_ins(self.observation))
         return cleaned
 
@@ -52,9 +54,13 @@ class Screen(VecEnvWrapper):
         :return: the step, finite
         """
         observations, rewards, dones, infos = self.venv.step_wait()
+        bad_ends = [_clean_end(info) for info in infos]
+        self.is_sound = not any(bad_ends) and all_usable(observations) and all_usable(rewards)
+        if self.is_sound:  # as a rule
+            return observations, rewards, dones, infos
         self.observation = ~usable(observations, self.num_envs)
         self.reward = ~usable(rewards, self.num_envs)
-        self.terminal = np.array([_clean_end(info) for info in infos])
+        self.terminal = np.array(bad_ends)
         faulty = self.observation | self.reward
         stand_ins = self._stand_ins(faulty)
         return _replaced(observations, faulty, stand_ins), _replaced(rewards, faulty, stand_ins), dones, infos
@@ -126,7 +132,7 @@ class GuardedVecEnv(VecEnvWrapper):
         :return: the same with zeros in place of faulty observations, which are noted
         """
         self.faulty_observation = ~usable(observations, self.num_envs)
-        if self.screen is not None:
+        if self.screen is not None and not self.screen.is_sound:
             self.faulty_observation = self.faulty_observation | self.screen.observation
         self._note("observation", self.faulty_observation)
         cleaned: VecEnvObs = _replaced(observations, self.faulty_observation)
@@ -138,9 +144,13 @@ class GuardedVecEnv(VecEnvWrapper):
         """
         with self.screened():
             observations, rewards, dones, infos = self.venv.step_wait()
-        bad_rewards = ~usable(rewards, self.num_envs)
-        bad_ends = np.array([_clean_end(info) for info in infos])
-        if self.screen is not None:
+        found = [_clean_end(info) for info in infos]
+        screened = self.screen is None or self.screen.is_sound
+        if screened and not any(found) and all_usable(observations) and all_usable(rewards):  # as a rule
+            self.faulty = self.faulty_observation = np.zeros(self.num_envs, dtype=bool)
+            return observations, rewards, dones, infos
+        bad_rewards, bad_ends = ~usable(rewards, self.num_envs), np.array(found)
+        if self.screen is not None and not self.screen.is_sound:
             bad_rewards |= self.screen.reward
             bad_ends |= self.screen.terminal
         self._note("reward", bad_rewards)
@@ -174,6 +184,18 @@ def usable(values: VecEnvObs | npt.NDArray[Any] | tuple[Any, ...], n_envs: int) 
         if array.dtype.kind == "f":
             result &= (np.abs(array.reshape(n_envs, -1)) < LARGEST).all(axis=1)
     return result
+
+
+def all_usable(values: VecEnvObs | npt.NDArray[Any]) -> bool:
+    """
+    The same for all environments at once, in one pass, as it is asked at every step.
+
+    :param values: (N, ...) or a dict of those
+    :return: whether all of it is usable; False where that takes a closer look
+    """
+    parts = values.values() if isinstance(values, dict) else (values,)
+    arrays = [np.asarray(part) for part in parts]
+    return all(array.dtype.kind != "f" or float(np.vdot(array, array)) < LARGEST**2 for array in arrays)
 
 
 def _replaced(values: Any, faulty: npt.NDArray[np.bool_], stand_ins: npt.NDArray[np.int64] | None = None) -> Any:

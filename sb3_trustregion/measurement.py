@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch as th
@@ -23,6 +24,10 @@ from sb3_trustregion.recording import LearningData, RecordingAlgorithm
 from sb3_trustregion.validation import check_choice, check_integer, check_number
 
 ESTIMATORS = ("rollout", "episodes", "surrogate")
+# A roll-back helped where it brought back at least this share of what had been lost.
+REGAINED = 0.5
+# After roll-backs that did not help, steps are taken on trust: 2, 4, 8, at most so many.
+MOST_PATIENCE = 16
 
 
 class Promise(NamedTuple):
@@ -82,6 +87,37 @@ class PendingStep(NamedTuple):
         return cls(state["policy"], state["optimizer"], normalizer, Estimate(*state["baseline"]), promise)
 
 
+class Rejected(NamedTuple):
+    """
+    A step that was undone, until the rollout of the restored policy shows whether that helped.
+
+    :param step: the step
+    :param performance: of the policy that it led to, by the estimator in use
+    :param region: before the step was judged
+    """
+
+    step: PendingStep
+    performance: Estimate
+    region: TrustRegionState
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain numbers by name, for a checkpoint."""
+        return {
+            "step": self.step.state_dict(),
+            "performance": list(self.performance),
+            "region": self.region.as_dict(),
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "Rejected":
+        """
+        :param state: what ``state_dict`` gave
+        :return: the rejected step
+        """
+        region = TrustRegionState.from_dict(state["region"])
+        return cls(PendingStep.from_state_dict(state["step"]), Estimate(*state["performance"]), region)
+
+
 class TrustRegionMemory:
     """
     All that steps 4 and 5 need to go on after a checkpoint as if never interrupted.
@@ -94,14 +130,25 @@ class TrustRegionMemory:
     def __init__(self, region: TrustRegionState) -> None:
         self.region = region
         self.pending: PendingStep | None = None
+        self.rejected: Rejected | None = None
         self.rollouts: list[Rollout] = []
+        # Roll-backs in a row that did not help, and for how many steps to come none is made.
+        self.n_vain = 0
+        self.patience = 0
+
+    def drop_steps(self) -> None:
+        """Forget what can no longer be judged: the next rollout is of other environments or parameters."""
+        self.pending = self.rejected = None
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain numbers by name, for a checkpoint."""
         return {
             "region": self.region.as_dict(),
             "pending": None if self.pending is None else self.pending.state_dict(),
+            "rejected": None if self.rejected is None else self.rejected.state_dict(),
             "rollouts": [rollout.state_dict() for rollout in self.rollouts],
+            "n_vain": self.n_vain,
+            "patience": self.patience,
         }
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
@@ -109,10 +156,13 @@ class TrustRegionMemory:
         :param state: what ``state_dict`` gave
         :param strict: as in ``torch.nn.Module``; what is there must be well-formed either way
         """
-        pending = state["pending"]
+        # Files of earlier versions know of no rejected steps.
+        pending, rejected = state["pending"], state.get("rejected")
         self.region = TrustRegionState.from_dict(state["region"])
         self.pending = None if pending is None else PendingStep.from_state_dict(pending)
+        self.rejected = None if rejected is None else Rejected.from_state_dict(rejected)
         self.rollouts = [Rollout.from_state_dict(rollout) for rollout in state["rollouts"]]
+        self.n_vain, self.patience = state.get("n_vain", 0), state.get("patience", 0)
 
 
 class MeasuringAlgorithm(RecordingAlgorithm):
@@ -183,7 +233,7 @@ class MeasuringAlgorithm(RecordingAlgorithm):
         :param exact_match: whether all of a module's parameters must be given
         :param device: device on which the code should run
         """
-        self.memory.pending = None
+        self.memory.drop_steps()
         parameters = load_path_or_dict
         if not isinstance(parameters, dict):
             _, parameters, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
@@ -199,7 +249,7 @@ class MeasuringAlgorithm(RecordingAlgorithm):
         :param force_reset: whether it is reset before training
         """
         super().set_env(env, force_reset)
-        self.memory.pending = None
+        self.memory.drop_steps()
 
     def _setup_learn(
         self,
@@ -211,7 +261,7 @@ class MeasuringAlgorithm(RecordingAlgorithm):
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps or self._last_obs is None:
             # The environments are reset: the next rollout differs in its episodes' phase, not by the policy alone.
-            self.memory.pending = None
+            self.memory.drop_steps()
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _measure_improvement(self, rollout: Rollout) -> Improvement | None:
@@ -221,11 +271,12 @@ class MeasuringAlgorithm(RecordingAlgorithm):
         :param rollout: collected by the policy after the step
         :return: actual and predicted improvement; None where no step is pending
         """
+        self._review_roll_back(rollout)
         pending, self.memory.pending = self.memory.pending, None
         if pending is None:
             return None
-        self._judged = pending
-        actual = difference(self._performance(rollout, pending), pending.baseline)
+        self._judged = Rejected(pending, self._performance(rollout, pending), self.region)
+        actual = difference(self._judged.performance, pending.baseline)
         if self.improvement_estimator == "episodes":
             actual = per_step(actual, rollout.episode_lengths)
         promise = pending.promise
@@ -251,9 +302,39 @@ class MeasuringAlgorithm(RecordingAlgorithm):
 
         :param measured: what the last step promised and brought
         """
-        self.region = update_radius(self.region, measured, self.rule)
-        if self.region.rolled_back:
-            self._roll_back(self._judged)
+        before, memory = self.region, self.memory
+        self.region = update_radius(before, measured, self.rule)
+        if self.region.rolled_back and memory.patience > 0:
+            self.region = update_radius(before, None, self.rule)
+        elif self.region.rolled_back:
+            memory.rejected = self._judged
+            self._roll_back(self._judged.step)
+        if measured is not None:
+            memory.patience = max(memory.patience - 1, 0)
+
+    def _review_roll_back(self, rollout: Rollout) -> None:
+        """
+        See whether the last roll-back brought back what had been lost.
+
+        If not, it was the environment that changed for the worse, not the policy. Rejecting step after step would end
+        all learning: for a while, longer each time, no step is undone, and none that lost as much is held against the
+        radius.
+
+        :param rollout: collected by the restored policy
+        """
+        memory = self.memory
+        rejected, memory.rejected = memory.rejected, None
+        if rejected is None:
+            return
+        lost = rejected.step.baseline.mean - rejected.performance.mean
+        regained = self._performance(rollout, rejected.step).mean - rejected.performance.mean
+        if not regained < REGAINED * lost:  # NaN tells nothing
+            memory.n_vain = 0
+            return
+        memory.n_vain += 1
+        memory.patience = min(2**memory.n_vain, MOST_PATIENCE)
+        now = self.region
+        self.region = replace(rejected.region, n_judged=now.n_judged, n_rollbacks=now.n_rollbacks)
 
     def _roll_back(self, pending: PendingStep) -> None:
         """

@@ -61,7 +61,7 @@ class NPG(NaturalGradientAlgorithm):
     :raises ValueError: where an argument is out of range, a space or a policy not supported
     """
 
-    _own_argument = "actor_step_size"
+    _own_arguments = ("actor_step_size",)
 
     def __init__(
         self,

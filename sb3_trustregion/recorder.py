@@ -45,6 +45,7 @@ class RolloutRecorder(BaseCallback):
     def _on_rollout_start(self) -> None:
         self._clear()
         self._rollout = None
+        self._vec_normalize = unwrap_vec_normalize(self.training_env)
         self._normalizer = observation_normalizer(self.training_env)
         self._faulty_observation = self.guard.faulty_observation
         if self._normalizer is not None:
@@ -54,27 +55,25 @@ class RolloutRecorder(BaseCallback):
     def _on_step(self) -> bool:
         step = len(self._rewards)
         dones = np.array(self.locals["dones"], dtype=bool)
-        vec_normalize = unwrap_vec_normalize(self.training_env)
         rewards = self.locals["rewards"]
-        if vec_normalize is not None and vec_normalize.norm_reward:
-            rewards = vec_normalize.get_original_reward()
+        if self._vec_normalize is not None and self._vec_normalize.norm_reward:
+            rewards = self._vec_normalize.get_original_reward()
         rewards = np.array(rewards, dtype=np.float64)
         # NaN marks a transition that nothing is to be learned from, see ``core.rollouts.advantages``.
         rewards[self._faulty_observation | self.guard.faulty] = np.nan
         self._faulty_observation = self.guard.faulty_observation
         self._rewards.append(rewards)
         self._dones.append(dones)
-        # The statistics moved with this step, and the new observation was normalised with the new ones.
-        self._normalizer = observation_normalizer(self.training_env)
+        if self._vec_normalize is not None:
+            # The statistics moved with this step, and the new observation was normalised with the new ones.
+            self._normalizer = observation_normalizer(self.training_env)
         if self._normalizer is not None:
             self._observations.append(self._denormalize(self.locals["new_obs"]))
-        for env_index, info in enumerate(self.locals["infos"]):
-            self._record_end(step * len(dones) + env_index, bool(dones[env_index]), info)
+        for env_index in dones.nonzero()[0]:
+            self._record_end(step * len(dones) + int(env_index), self.locals["infos"][env_index])
         return True
 
-    def _record_end(self, index: int, done: bool, info: dict[str, Any]) -> None:
-        if not done:
-            return
+    def _record_end(self, index: int, info: dict[str, Any]) -> None:
         episode = info.get("episode")
         # The return of an episode with a faulty reward says nothing.
         if episode is not None and abs(episode["r"]) < LARGEST:

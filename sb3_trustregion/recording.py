@@ -84,7 +84,7 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
     actor: ParameterVector
     guard: GuardedVecEnv | None
     # An argument that tells this algorithm's files from others'.
-    _own_argument: ClassVar[str]
+    _own_arguments: ClassVar[tuple[str, ...]]
     # Steps never taken: plain numbers, saved with the model.
     n_invalid: int = 0
     n_invalid_in_a_row: int = 0
@@ -145,7 +145,7 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
         :return: the model
         :raises ValueError: where the file is truncated, empty, damaged or another algorithm's
         """
-        check_file(path, cls.__name__, cls._own_argument)
+        check_file(path, cls.__name__, cls._own_arguments)
         try:
             return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         except DAMAGED as error:

@@ -60,7 +60,7 @@ class StockModel:
         like_trpo = self.is_trpo and "cg_damping" in accepted
         names = SHARED + (FROM_PPO if like_ppo else ()) + (FROM_TRPO if like_trpo else ())
         taken = {name: self.data[name] for name in names if name in accepted and name in self.data}
-        if like_trpo:
+        if like_trpo and "cg_residual_tol" not in self.data:  # else the file is of NPG or AdaptiveTRPO
             taken |= {name: taken[name] * self._n_averaged() for name in PER_DIMENSION if name in taken}
         return taken
 
@@ -69,11 +69,11 @@ class StockModel:
         return int(np.prod(space.shape)) if isinstance(space, (spaces.Box, spaces.MultiBinary)) else 1
 
 
-def check_file(path: str | Path | BufferedIOBase, algorithm: str, own_argument: str) -> None:
+def check_file(path: str | Path | BufferedIOBase, algorithm: str, own_arguments: tuple[str, ...]) -> None:
     """
     :param path: a file that is to be loaded; file-likes are left to the loader
     :param algorithm: name of the class that loads it
-    :param own_argument: an argument that this class alone saves
+    :param own_arguments: which this class alone saves together
     :raises ValueError: where the file is damaged or another algorithm's; FileNotFoundError is left to the loader
     """
     if isinstance(path, BufferedIOBase):
@@ -86,7 +86,7 @@ def check_file(path: str | Path | BufferedIOBase, algorithm: str, own_argument: 
             saved = json.loads(archive.read("data"))
     except (*DAMAGED, ValueError) as error:
         raise ValueError(damaged(file, error)) from error
-    if own_argument not in saved:
+    if not saved.keys() >= set(own_arguments):
         raise ValueError(
             f"path must name a model saved by {algorithm}, got {str(file)!r}, which is another algorithm's: "
             f"to go on from stock PPO, A2C or TRPO, call {algorithm}.from_stock(path, env)"

@@ -250,3 +250,22 @@ def test_memory_is_plain() -> None:
     again.load_state_dict(state)
     assert again.region == model.region
     assert_same(again.state_dict(), model.memory.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:the critic's fit left the finite numbers")
+@pytest.mark.parametrize("algorithm", [NPG, AdaptiveTRPO])
+def test_critic_that_leaves_the_finite_numbers_is_put_back(algorithm: type[Any]) -> None:
+    """A learning rate that no network survives, at the second update; the actor's step is none of its business."""
+    model = make_model(algorithm, learning_rate=lambda left: 1e38 if left == 0.5 else 1e-2)
+    updates = train(model, 4)
+    spoilt = updates[1]
+    critic = [name for name in spoilt.before if name not in model.actor.names]
+    assert np.isnan(spoilt.logged["train/value_loss"])
+    assert_same({name: spoilt.after[name] for name in critic}, {name: spoilt.before[name] for name in critic})
+    assert spoilt.status is StepStatus.ACCEPTED
+    assert differs(actor_of(model, spoilt.before), actor_of(model, spoilt.after))
+
+    for update in updates[2:]:
+        assert np.isfinite(update.logged["train/value_loss"])
+        assert differs({name: update.before[name] for name in critic}, update.after)
+    assert all_finite(state_of(model.policy))

@@ -330,6 +330,76 @@ def test_a_step_is_judged_when_training_goes_on(algorithm: type[Any]) -> None:
     assert model.memory.pending is not pending
 
 
+# Roll-backs that do not help
+
+
+class Judging(Frozen):
+    """Takes no step either, and judges each as if it had."""
+
+    def train(self) -> None:
+        rollout, normalizer = self._take_rollout(), self._snapshot_normalizer()
+        self._judge(self._measure_improvement(rollout))
+        if not self.region.rolled_back:
+            newest = self._newest(rollout, normalizer)
+            self._await_judgement(snapshot(self.policy), None, newest, normalizer, PROMISE)
+
+
+class Level(ToyEnv):
+    """Rewards about a level that the test sets, in place of a policy that gets better or worse."""
+
+    level = 0.0
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, _, *rest = super().step(action)
+        return observation, self.level + float(observation[0]), *rest
+
+
+def judged(levels: list[float]) -> Any:
+    """A model after one rollout at each level."""
+    model = make_model(Judging, DummyVecEnv([lambda: Monitor(Level())] * 2))
+    set_critic(model, 0.0)
+    for level in levels:
+        set_environments(model, level=level)
+        go_on(model)
+    return model
+
+
+def test_a_roll_back_that_helped_changes_nothing_more() -> None:
+    model = judged([0.0, -5.0])
+    assert model.region.rolled_back
+    radius = model.region.radius
+    set_environments(model, level=0.0)
+    go_on(model)
+    assert (model.region.radius, model.region.n_rollbacks) == (radius, 1)
+    assert (model.memory.rejected, model.memory.n_vain, model.memory.patience) == (None, 0, 0)
+    # The next collapse is undone as the first.
+    set_environments(model, level=-5.0)
+    go_on(model)
+    assert model.region.n_rollbacks == 2
+
+
+def test_where_the_environment_has_become_worse_steps_are_taken_on_trust() -> None:
+    """No roll-back brings back what no step has lost: rejecting one after another would end all learning."""
+    model = judged([0.0])
+    radius = model.region.radius
+    set_environments(model, level=-5.0)
+    go_on(model)
+    assert model.region.rolled_back
+    assert model.region.radius < radius
+    go_on(model)
+    assert model.region.radius == radius
+    assert (model.region.n_rollbacks, model.region.n_judged) == (1, 1)
+    assert (model.memory.n_vain, model.memory.patience) == (1, 2)
+    for level in (-10.0, -15.0):
+        set_environments(model, level=level)
+        go_on(model)
+        assert not model.region.rolled_back
+    assert (model.region.n_rollbacks, model.memory.patience) == (1, 0)
+    set_environments(model, level=-20.0)
+    go_on(model)
+    assert model.region.n_rollbacks == 2
+
+
 @pytest.mark.parametrize("algorithm", MEASURING)
 @pytest.mark.parametrize("normalise", [False, True])
 def test_the_memory_comes_back_bit_for_bit(algorithm: type[Any], normalise: bool) -> None:
@@ -350,6 +420,14 @@ def test_the_memory_comes_back_bit_for_bit(algorithm: type[Any], normalise: bool
     assert isinstance(loaded.pending, PendingStep)
     assert loaded.pending.promise == memory.pending.promise
     assert loaded.pending.baseline == memory.pending.baseline
+    assert_same(loaded.state_dict(), memory.state_dict())
+
+
+def test_a_rejected_step_comes_back_too() -> None:
+    memory = judged([0.0, -5.0]).memory
+    assert memory.rejected is not None
+    loaded = TrustRegionMemory(memory.region)
+    loaded.load_state_dict(memory.state_dict())
     assert_same(loaded.state_dict(), memory.state_dict())
 
 

@@ -270,6 +270,24 @@ def test_from_stock_converts_units(tmp_path: Path) -> None:
     assert (model.target_kl, model.cg_damping) == (0.02, 0.05)
 
 
+def test_from_stock_leaves_our_own_units_alone(tmp_path: Path) -> None:
+    """From AdaptiveTRPO to NPG, say."""
+    make_model(AdaptiveTRPO, cg_damping=0.3, target_kl=0.02).save(tmp_path / "ours")
+    assert NPG.from_stock(tmp_path / "ours", toy_vec_env()).cg_damping == 0.3
+    assert AdaptiveTRPO.from_stock(tmp_path / "ours", toy_vec_env()).target_kl == 0.02
+
+
+def test_load_says_how_to_go_on_from_another_algorithm(tmp_path: Path) -> None:
+    for stock in (*STOCK, *ALGORITHMS):
+        model = stock_model(stock) if isinstance(stock, str) else make_model(stock)
+        model.save(tmp_path / "model")
+        for algorithm in ALGORITHMS:
+            if algorithm is not stock:
+                message = rf"saved by {algorithm.__name__}, got .*model.*from_stock\(path, env\)"
+                with pytest.raises(ValueError, match=message):
+                    algorithm.load(tmp_path / "model")
+
+
 def test_from_stock_takes_over_the_optimiser_of_ppo(tmp_path: Path) -> None:
     stock = stock_model("ppo")
     stock.save(tmp_path / "ppo")

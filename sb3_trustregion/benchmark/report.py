@@ -87,7 +87,8 @@ class Report:
             for variant, interval in found.items():
                 self._keep("aggregate", interval, section=name, metric=metric, variant=variant)
         picture = plots.intervals(block.variants, estimates, styles)
-        caption = f"Interquartile mean over {_tasks(block)} and {len(block.seeds)} seeds. Further right is better."
+        seeds = tables.count(len(block.seeds), "seed")
+        caption = f"Interquartile mean over {_tasks(block)} and {seeds}. Further right is better."
         table = tables.overview(self.collection, block.variants, estimates)
         return [table, Picture(f"{name}-intervals", picture, caption)]
 
@@ -238,13 +239,11 @@ def write_report(results: Path, output: Path, references: Path, reps: int, allow
 
 
 def _introduction(collection: Collection, commands: list[str]) -> list[Part]:
-    count = len(collection.seeds)
-    seeds = ", ".join(map(str, collection.seeds))
-    size = f"{len(collection.variants)} variants, {len(collection.tasks)} tasks, {count} seeds ({seeds})."
-    parts: list[Part] = [Text(f"{size} {READING}")]
+    parts: list[Part] = [Text(f"{_size(collection)} {READING}")]
     if not set(collection.seeds) <= set(EVALUATION_SEEDS):
-        text = f"Exploratory: {count} tuning seeds. They show where to look, and no claim can rest on them."
-        if count < FEW_SEEDS:
+        seeds = tables.count(len(collection.seeds), "tuning seed")
+        text = f"Exploratory: {seeds}. They show where to look, and no claim can rest on them."
+        if len(collection.seeds) < FEW_SEEDS:
             text += " With so few, the bootstrap intervals are too narrow."
         parts.append(Text(text, is_note=True))
     records = [run.record for run in collection.runs.values()]
@@ -255,6 +254,12 @@ def _introduction(collection: Collection, commands: list[str]) -> list[Part]:
     made = f"Made at commit {', '.join(commits)} (* with changes) " if commits else "Made "
     lines = [*commands, "python -m sb3_trustregion.benchmark report FOLDER"]
     return [*parts, Text(f"{made}with {', '.join(versions)}, by"), Code("\n".join(lines))]
+
+
+def _size(collection: Collection) -> str:
+    sizes = {"variant": collection.variants, "task": collection.tasks, "seed": collection.seeds}
+    counts = ", ".join(tables.count(len(things), name) for name, things in sizes.items())
+    return f"{counts} ({', '.join(map(str, collection.seeds))})."
 
 
 def _names(variants: list[Variant], is_stock: bool) -> list[str]:

@@ -31,7 +31,18 @@ def score(interval: Interval) -> str:
     :param interval: of a normalised score
     :return: for people
     """
-    return f"{interval.point:.2f} [{interval.low:.2f}, {interval.high:.2f}]".replace("-", "−")
+    # + 0.0, so that there is no −0.00
+    point, low, high = (f"{round(float(value), 2) + 0.0:.2f}".replace("-", "−") for value in interval)
+    return f"{point} [{low}, {high}]"
+
+
+def count(n: int, name: str) -> str:
+    """
+    :param n: how many
+    :param name: of one
+    :return: for people
+    """
+    return f"{n} {name}" if n == 1 else f"{n} {name}s"
 
 
 def overview(collection: Collection, variants: list[Variant], estimates: Mapping[str, Mapping[str, Interval]]) -> Table:

@@ -15,19 +15,16 @@ import numpy as np
 import psutil
 import pytest
 
-from sb3_trustregion.benchmark import campaign, runs
+from sb3_trustregion.benchmark import campaign, runs, training
 from sb3_trustregion.benchmark.campaign import Options, Summary, carry_out
 from sb3_trustregion.benchmark.grid import Grid, make_grid
 from sb3_trustregion.benchmark.results import Results, Run
-from sb3_trustregion.benchmark.runs import MISMATCH_FILE, RUN_FILE, TRACEBACK_FILE
+from sb3_trustregion.benchmark.runs import EPISODES_FILE, MISMATCH_FILE, RUN_FILE, TRACEBACK_FILE
 
 pytestmark = pytest.mark.slow
 
-SHORT: dict[str, Any] = {"n_steps": 64}
-TINY: dict[str, Any] = {
-    "tiny-ppo": {"base": "ppo-default", "hyperparameters": SHORT},
-    "tiny-trpo": {"base": "trpo-default", "hyperparameters": SHORT},
-}
+TINY_PPO: dict[str, Any] = {"base": "ppo-default", "hyperparameters": {"n_steps": 64}}
+BROKEN: dict[str, Any] = {"base": "npg", "hyperparameters": {"nonsense": 1}}
 PATIENCE = 180.0
 
 
@@ -36,17 +33,11 @@ def make(output: Path, variants: list[Any], seeds: list[int], n_timesteps: int =
     return make_grid({**values, "n_timesteps": n_timesteps}, is_evaluation=False)
 
 
-def tiny(output: Path, names: list[str], seeds: list[int], n_timesteps: int = 300) -> Grid:
-    return make(output, [{name: TINY[name]} for name in names], seeds, n_timesteps)
-
-
 class Carried:
-    """A grid with a variant of each kind, one of which cannot be made."""
+    """A grid with a variant that cannot be made."""
 
     def __init__(self, output: Path) -> None:
-        broken = {"broken": {"base": "npg", "hyperparameters": {"nonsense": 1}}}
-        adaptive = ["adaptive_trpo", "adaptive_trpo-replayed"]
-        self.grid = make(output, [{"tiny-ppo": TINY["tiny-ppo"]}, *adaptive, broken], [1000, 1001], 5000)
+        self.grid = make(output, [{"tiny-ppo": TINY_PPO}, {"broken": BROKEN}], [1000, 1001], 5000)
         self.results = Results(output)
         self.summary: Summary = carry_out(self.grid, Options(jobs=2))
 
@@ -62,8 +53,8 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
 
 
 def test_every_run_is_kept(carried: Carried) -> None:
-    assert carried.summary.n_runs == 8
-    assert len(carried.summary.finished) == 6
+    assert carried.summary.n_runs == 4
+    assert len(carried.summary.finished) == 2
     assert {spec.variant.name for spec in carried.summary.failed} == {"broken"}
 
 
@@ -89,23 +80,6 @@ def test_a_result_is_complete(carried: Carried) -> None:
     assert progress["approx_kl"].notna().all()
 
 
-def test_the_radius_is_recorded_beside_its_step(carried: Carried) -> None:
-    run = carried.run("adaptive_trpo", 1001)
-    progress = run.progress()
-    assert progress["timesteps"].tolist() == [2048, 4096]
-    assert progress["radius"].iloc[0] == 0.01
-    assert run.record["code"]
-    assert run.variant.role == "ours"
-
-
-def test_a_replayed_run_has_the_other_seeds_radius(carried: Carried) -> None:
-    for seed, other in ((1000, 1001), (1001, 1000)):
-        replayed = carried.run("adaptive_trpo-replayed", seed)
-        recorded = carried.run("adaptive_trpo", other)
-        assert replayed.record["replayed_seed"] == other
-        np.testing.assert_allclose(replayed.progress()["radius"], recorded.progress()["radius"], rtol=1e-4)
-
-
 def test_a_failed_run_says_why(carried: Carried) -> None:
     text = carried.run("broken", 1000).traceback()
     assert "unexpected keyword argument 'nonsense'" in text
@@ -117,7 +91,7 @@ def test_what_is_there_is_not_run_again(carried: Carried, monkeypatch: pytest.Mo
     executed = forbid_execution(monkeypatch)
     summary = carry_out(carried.grid, Options(jobs=1))
     assert executed == []
-    assert len(summary.finished) == 6
+    assert len(summary.finished) == 2
 
 
 def test_failed_runs_are_retried_on_demand(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +112,75 @@ def forbid_execution(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     # One job runs in this process.
     monkeypatch.setattr(campaign, "execute", execute)
     return executed
+
+
+def train_here(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Train in this process, which has imported what takes seconds."""
+
+    def execute(spec_json: str, owner: int) -> dict[str, bytes]:
+        spec = runs.RunSpec.from_json(spec_json)
+        place = folder / f"{spec.variant.name}-{spec.seed}"
+        place.mkdir(parents=True)
+        training._run(spec, place / "zoo", place)
+        return {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
+
+    monkeypatch.setattr(campaign, "execute", execute)
+
+
+def test_a_replayed_run_has_the_other_seeds_radius(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_here(monkeypatch, tmp_path / "scratch")
+    names = ["adaptive_trpo-replayed", "adaptive_trpo"]
+    short = {"n_steps": 256, "batch_size": 64}
+    values = {"tasks": ["CartPole-v1"], "variants": names, "seeds": [1000, 1001], "n_timesteps": 768}
+    grid = make_grid({"output": tmp_path, "environment": short, **values}, is_evaluation=False)
+    assert len(carry_out(grid, Options(jobs=1)).finished) == 4
+    found = {run.key[1:]: run for run in Results(tmp_path).all()}
+    for seed, other in ((1000, 1001), (1001, 1000)):
+        replayed, recorded = found["adaptive_trpo-replayed", seed], found["adaptive_trpo", other]
+        assert recorded.progress()["timesteps"].tolist() == [256, 512, 768]
+        assert recorded.progress()["radius"].iloc[0] == 0.01
+        assert recorded.progress()["radius"].iloc[-1] != 0.01
+        assert recorded.record["code"]
+        assert replayed.record["replayed_seed"] == other
+        np.testing.assert_allclose(replayed.progress()["radius"], recorded.progress()["radius"], rtol=1e-4)
+
+
+def test_vectorised_environments_and_their_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_here(monkeypatch, tmp_path / "scratch")
+    values = {"tasks": ["Acrobot-v1"], "variants": ["trpo-zoo"], "seeds": [1000], "n_timesteps": 2000}
+    carry_out(make_grid({"output": tmp_path, **values}, is_evaluation=False), Options(jobs=1))
+    [run] = Results(tmp_path).all()
+    assert run.record["hyperparameters"]["n_envs"] == 2
+    assert run.record["n_timesteps_done"] == 2048
+    episodes = run.episodes()
+    # Raw, not what VecNormalize makes of it; two environments at a time, each 500 steps at most.
+    assert episodes["return"].between(-500, -50).all()
+    assert (episodes["timesteps"] % 2 == 0).all()
+    assert episodes["timesteps"].max() <= 2048
+
+
+def test_the_final_policy_is_evaluated_alike_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_here(monkeypatch, tmp_path / "scratch")
+    for folder in ("once", "again"):
+        carry_out(make(tmp_path / folder, [{"tiny-ppo": TINY_PPO}], [1000]), Options(jobs=1))
+        (tmp_path / "scratch").rename(tmp_path / f"{folder}-scratch")
+    once, again = (next(Results(tmp_path / folder).all()) for folder in ("once", "again"))
+    assert once.record["evaluation"] == again.record["evaluation"]
+    for name in (EPISODES_FILE, RUN_FILE):
+        assert (once.folder / name).is_file()
+    assert (once.folder / EPISODES_FILE).read_bytes() == (again.folder / EPISODES_FILE).read_bytes()
+
+
+def test_a_run_that_ends_early_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RL Zoo takes an interrupt for the end of training."""
+    [spec] = make(tmp_path, [{"tiny-ppo": TINY_PPO}], [1000]).specs()[0]
+
+    def interrupt(self: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.ProgressRecorder, "_on_rollout_start", interrupt)
+    with pytest.raises(RuntimeError, match="training ended after 0 of 320 steps"):
+        training._run(spec, tmp_path / "zoo", tmp_path)
 
 
 def test_nothing_to_replay_is_a_failure_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

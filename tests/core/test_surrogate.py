@@ -5,7 +5,7 @@ import pytest
 import torch as th
 
 from sb3_trustregion.core.improvement import batch_means
-from sb3_trustregion.core.surrogate import LEAST_FISHER_STATES, Batch, Surrogate, take
+from sb3_trustregion.core.surrogate import LEAST_FISHER_STATES, Batch, Surrogate, is_supported, take
 from tests.core.policies import (
     KINDS,
     Untouched,
@@ -131,12 +131,34 @@ def test_the_policy_is_untouched_by_exceptions(kind: str) -> None:
     before.check(policy)
 
 
+@on_and_off_policy
+def test_the_effective_share_is_kishs(reused: bool) -> None:
+    """(Σr)²/(n·Σr²), by which a batch tells the less of a policy, the further it is from those that acted."""
+    surrogate = make_surrogate("box", reused=reused)
+    shares = []
+    for scale in (0.0, 0.1, 1.0):
+        point = surrogate.origin + scale * direction(surrogate)
+        ratios = (log_probs_at(surrogate, point) - surrogate.batch.log_probs).exp()
+        shares.append(surrogate.at(point).effective_share)
+        assert shares[-1] == pytest.approx(float(ratios.sum() ** 2 / (len(ratios) * (ratios**2).sum())), rel=1e-6)
+    assert (shares[0] == 1.0) == (not reused)
+    assert shares[0] > shares[1] > 0.5 > shares[2]
+
+
+@pytest.mark.parametrize(("share", "supported"), [(1.0, True), (0.5, True), (0.49, False), (math.nan, False)])
+def test_a_step_is_supported_by_half_of_the_samples(share: float, supported: bool) -> None:
+    surrogate = make_surrogate("box")
+    evaluation = surrogate.at(surrogate.origin)
+    assert is_supported(evaluation._replace(effective_share=share)) == supported
+
+
 def test_a_point_that_is_not_finite_is_told() -> None:
     surrogate = make_surrogate("box")
     for value in (math.nan, math.inf):
         evaluation = surrogate.at(surrogate.origin + value)
         assert not evaluation.is_finite
-        assert all(math.isnan(item) for item in evaluation)
+        assert all(math.isnan(item) for item in evaluation[:4])
+        assert not is_supported(evaluation)
     assert surrogate.at(surrogate.origin + 0.01).is_finite
 
 
