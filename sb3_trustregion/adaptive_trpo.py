@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -242,10 +243,12 @@ class AdaptiveTRPO(MeasuringAlgorithm, NaturalGradientAlgorithm):
     def _history(self, normalizer: Normalizer) -> list[LearningData]:
         """Earlier rollouts in present units, oldest first; without those that alone would exceed the radius."""
         parts = [self._reused(rollout, normalizer) for rollout in self.memory.rollouts]
-        distances = [distance(part.ratios) for part in parts]
-        # The newest rollout counts too, at distance zero; not <= drops what is not finite as well.
+        distances = [np.nan_to_num(distance(part.ratios), nan=np.inf) for part in parts]
+        # The newest rollout counts too, at distance zero. The most distant goes first: as a rule the oldest, but for
+        # that of a policy which collapsed and was undone, which would take all the older ones with it.
         while parts and not sum(distances) / (len(parts) + 1) <= self.region.radius:
-            del parts[0], distances[0]
+            most_distant = int(np.argmax(distances))
+            del parts[most_distant], distances[most_distant]
         self.logger.record("train/n_rollouts", len(parts) + 1)
         return parts
 

@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 # Squares of anything below this stay within single precision.
 LARGEST = 1e18
+LARGEST_SQUARE = LARGEST**2
 
 
 class Screen(VecEnvWrapper):
@@ -142,11 +143,10 @@ class GuardedVecEnv(VecEnvWrapper):
         """
         :return: the step, finite
         """
-        with self.screened():
-            observations, rewards, dones, infos = self.venv.step_wait()
+        observations, rewards, dones, infos = self._screened_step()
         found = [_clean_end(info) for info in infos]
-        screened = self.screen is None or self.screen.is_sound
-        if screened and not any(found) and all_usable(observations) and all_usable(rewards):  # as a rule
+        sound = self.screen is None or self.screen.is_sound
+        if sound and not any(found) and all_usable(observations) and all_usable(rewards):  # as a rule
             self.faulty = self.faulty_observation = np.zeros(self.num_envs, dtype=bool)
             return observations, rewards, dones, infos
         bad_rewards, bad_ends = ~usable(rewards, self.num_envs), np.array(found)
@@ -159,6 +159,12 @@ class GuardedVecEnv(VecEnvWrapper):
         # Where an episode ended, the observation is of the next one and says nothing about this transition.
         self.faulty = bad_rewards | np.where(dones, bad_ends, self.faulty_observation)
         return observations, _replaced(rewards, bad_rewards), dones, infos
+
+    def _screened_step(self) -> VecEnvStepReturn:
+        if self.screen is None:
+            return self.venv.step_wait()
+        with self.screened():
+            return self.venv.step_wait()
 
     def _note(self, quantity: str, faulty: npt.NDArray[np.bool_]) -> None:
         if not faulty.any():
@@ -193,9 +199,10 @@ def all_usable(values: VecEnvObs | npt.NDArray[Any]) -> bool:
     :param values: (N, ...) or a dict of those
     :return: whether all of it is usable; False where that takes a closer look
     """
-    parts = values.values() if isinstance(values, dict) else (values,)
-    arrays = [np.asarray(part) for part in parts]
-    return all(array.dtype.kind != "f" or float(np.vdot(array, array)) < LARGEST**2 for array in arrays)
+    if isinstance(values, dict):
+        return all(all_usable(part) for part in values.values())
+    array = np.asarray(values)
+    return array.dtype.kind != "f" or float(np.vdot(array, array)) < LARGEST_SQUARE
 
 
 def _replaced(values: Any, faulty: npt.NDArray[np.bool_], stand_ins: npt.NDArray[np.int64] | None = None) -> Any:

@@ -26,8 +26,8 @@ from sb3_trustregion.validation import check_choice, check_integer, check_number
 ESTIMATORS = ("rollout", "episodes", "surrogate")
 # A roll-back helped where it brought back at least this share of what had been lost.
 REGAINED = 0.5
-# After roll-backs that did not help, steps are taken on trust: 2, 4, 8, at most so many.
-MOST_PATIENCE = 16
+# After roll-backs that did not help a trend is allowed for over 2, 4, then so many steps.
+LONGEST_TREND = 8
 
 
 class Promise(NamedTuple):
@@ -132,9 +132,11 @@ class TrustRegionMemory:
         self.pending: PendingStep | None = None
         self.rejected: Rejected | None = None
         self.rollouts: list[Rollout] = []
-        # Roll-backs in a row that did not help, and for how many steps to come none is made.
+        # Roll-backs in a row that did not help; what the environment itself loses with each rollout, and for how many
+        # steps to come that is allowed for.
         self.n_vain = 0
-        self.patience = 0
+        self.trend = Estimate(0.0, 0.0)
+        self.trend_left = 0
 
     def drop_steps(self) -> None:
         """Forget what can no longer be judged: the next rollout is of other environments or parameters."""
@@ -147,8 +149,7 @@ class TrustRegionMemory:
             "pending": None if self.pending is None else self.pending.state_dict(),
             "rejected": None if self.rejected is None else self.rejected.state_dict(),
             "rollouts": [rollout.state_dict() for rollout in self.rollouts],
-            "n_vain": self.n_vain,
-            "patience": self.patience,
+            "trend": [self.n_vain, *self.trend, self.trend_left],
         }
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
@@ -162,7 +163,8 @@ class TrustRegionMemory:
         self.pending = None if pending is None else PendingStep.from_state_dict(pending)
         self.rejected = None if rejected is None else Rejected.from_state_dict(rejected)
         self.rollouts = [Rollout.from_state_dict(rollout) for rollout in state["rollouts"]]
-        self.n_vain, self.patience = state.get("n_vain", 0), state.get("patience", 0)
+        self.n_vain, *trend, self.trend_left = state.get("trend", (0, 0.0, 0.0, 0))
+        self.trend = Estimate(*trend)
 
 
 class MeasuringAlgorithm(RecordingAlgorithm):
@@ -277,6 +279,9 @@ class MeasuringAlgorithm(RecordingAlgorithm):
             return None
         self._judged = Rejected(pending, self._performance(rollout, pending), self.region)
         actual = difference(self._judged.performance, pending.baseline)
+        if self.memory.trend_left > 0:
+            self.memory.trend_left -= 1
+            actual = difference(actual, self.memory.trend)
         if self.improvement_estimator == "episodes":
             actual = per_step(actual, rollout.episode_lengths)
         promise = pending.promise
@@ -302,23 +307,18 @@ class MeasuringAlgorithm(RecordingAlgorithm):
 
         :param measured: what the last step promised and brought
         """
-        before, memory = self.region, self.memory
-        self.region = update_radius(before, measured, self.rule)
-        if self.region.rolled_back and memory.patience > 0:
-            self.region = update_radius(before, None, self.rule)
-        elif self.region.rolled_back:
-            memory.rejected = self._judged
+        self.region = update_radius(self.region, measured, self.rule)
+        if self.region.rolled_back:
+            self.memory.rejected = self._judged
             self._roll_back(self._judged.step)
-        if measured is not None:
-            memory.patience = max(memory.patience - 1, 0)
 
     def _review_roll_back(self, rollout: Rollout) -> None:
         """
         See whether the last roll-back brought back what had been lost.
 
-        If not, it was the environment that changed for the worse, not the policy. Rejecting step after step would end
-        all learning: for a while, longer each time, no step is undone, and none that lost as much is held against the
-        radius.
+        If not, it was the environment that changed for the worse, not the policy, and to reject step after step would
+        end all learning. Then the radius is again what it was, and what the environment goes on to lose is not held
+        against the steps to come.
 
         :param rollout: collected by the restored policy
         """
@@ -327,12 +327,13 @@ class MeasuringAlgorithm(RecordingAlgorithm):
         if rejected is None:
             return
         lost = rejected.step.baseline.mean - rejected.performance.mean
-        regained = self._performance(rollout, rejected.step).mean - rejected.performance.mean
-        if not regained < REGAINED * lost:  # NaN tells nothing
+        regained = difference(self._performance(rollout, rejected.step), rejected.performance)
+        if not regained.mean < REGAINED * lost:  # NaN tells nothing
             memory.n_vain = 0
             return
         memory.n_vain += 1
-        memory.patience = min(2**memory.n_vain, MOST_PATIENCE)
+        memory.trend = regained._replace(mean=min(regained.mean, 0.0))
+        memory.trend_left = min(2**memory.n_vain, LONGEST_TREND)
         now = self.region
         self.region = replace(rejected.region, n_judged=now.n_judged, n_rollbacks=now.n_rollbacks)
 

@@ -38,6 +38,7 @@ class RolloutRecorder(BaseCallback):
         self._observations: list[ObsArray] = []
         self._rewards: list[FloatArray] = []
         self._dones: list[npt.NDArray[np.bool_]] = []
+        self._faulty: list[npt.NDArray[np.bool_]] = []
         self._terminal_observations: list[ObsArray] = []
         self._truncated: list[int] = []
         self._episodes: list[tuple[float, float]] = []
@@ -58,19 +59,18 @@ class RolloutRecorder(BaseCallback):
         rewards = self.locals["rewards"]
         if self._vec_normalize is not None and self._vec_normalize.norm_reward:
             rewards = self._vec_normalize.get_original_reward()
-        rewards = np.array(rewards, dtype=np.float64)
-        # NaN marks a transition that nothing is to be learned from, see ``core.rollouts.advantages``.
-        rewards[self._faulty_observation | self.guard.faulty] = np.nan
-        self._faulty_observation = self.guard.faulty_observation
-        self._rewards.append(rewards)
+        self._rewards.append(np.array(rewards))
         self._dones.append(dones)
+        self._faulty.append(self._faulty_observation | self.guard.faulty)
+        self._faulty_observation = self.guard.faulty_observation
         if self._vec_normalize is not None:
             # The statistics moved with this step, and the new observation was normalised with the new ones.
             self._normalizer = observation_normalizer(self.training_env)
         if self._normalizer is not None:
             self._observations.append(self._denormalize(self.locals["new_obs"]))
-        for env_index in dones.nonzero()[0]:
-            self._record_end(step * len(dones) + int(env_index), self.locals["infos"][env_index])
+        if dones.any():
+            for env_index in dones.nonzero()[0]:
+                self._record_end(step * len(dones) + int(env_index), self.locals["infos"][env_index])
         return True
 
     def _record_end(self, index: int, info: dict[str, Any]) -> None:
@@ -92,6 +92,9 @@ class RolloutRecorder(BaseCallback):
         buffer = self.model.rollout_buffer  # type: ignore[attr-defined]
         episodes = np.array(self._episodes, dtype=np.float64).reshape(-1, 2)
         ends = self._terminal_observations
+        rewards = np.stack(self._rewards).astype(np.float64)
+        # NaN marks a transition that nothing is to be learned from, see ``core.rollouts.advantages``.
+        rewards[np.stack(self._faulty)] = np.nan
         self._rollout = Rollout(
             observations=self._stacked() if self._normalizer is not None else _copy_of_dict(buffer.observations),
             # A copy: stacked frames are overwritten in place when the environments are reset.
@@ -100,7 +103,7 @@ class RolloutRecorder(BaseCallback):
             truncated=np.array(self._truncated, dtype=np.int64),
             actions=buffer.actions.astype(np.float32, copy=False),
             log_probs=buffer.log_probs,
-            rewards=np.stack(self._rewards),
+            rewards=rewards,
             dones=np.stack(self._dones),
             episode_returns=episodes[:, 0],
             episode_lengths=episodes[:, 1],

@@ -83,7 +83,7 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
     recorder: RolloutRecorder
     actor: ParameterVector
     guard: GuardedVecEnv | None
-    # An argument that tells this algorithm's files from others'.
+    # Arguments that together tell this algorithm's files from others'.
     _own_arguments: ClassVar[tuple[str, ...]]
     # Steps never taken: plain numbers, saved with the model.
     n_invalid: int = 0
@@ -180,11 +180,12 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
         return [*super()._excluded_save_params(), "recorder", "actor", "guard"]
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        if callback is None:
+            return super()._init_callback(self.recorder, progress_bar)
         if isinstance(callback, list):
             callback = CallbackList(callback)
         elif not isinstance(callback, BaseCallback):
             callback = ConvertCallback(callback)
-        # First, so that it sees a step even if the user's callback ends training there.
         return super()._init_callback(CallbackList([self.recorder, callback]), progress_bar)
 
     def _setup_learn(

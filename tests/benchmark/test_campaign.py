@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from sb3_trustregion.benchmark import campaign, runs, training
+from sb3_trustregion.benchmark import campaign, cli, runs, training
 from sb3_trustregion.benchmark.campaign import Options, Summary, carry_out
 from sb3_trustregion.benchmark.grid import Grid, make_grid
 from sb3_trustregion.benchmark.results import Results, Run
@@ -181,6 +182,56 @@ def test_a_run_that_ends_early_is_no_result(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(training.ProgressRecorder, "_on_rollout_start", interrupt)
     with pytest.raises(RuntimeError, match="training ended after 0 of 320 steps"):
         training._run(spec, tmp_path / "zoo", tmp_path)
+
+
+def test_the_command_line_carries_a_grid_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forbid_execution(monkeypatch)
+    arguments = ["run", "--tasks", "Blackjack-v1", "--variants", "ppo-zoo", "npg", "--seeds", "1000", "--jobs", "1"]
+    assert cli.main([*arguments, "--output", str(tmp_path), "--n-envs", "2"]) == 1
+    shown = capsys.readouterr()
+    assert "left out: ppo-zoo on Blackjack-v1: no hyperparameters of its own" in shown.out
+    assert "failed: npg on Blackjack-v1, seed 1000" in shown.out
+    assert "0 of 1 runs finished, 1 failed" in shown.out
+    assert "[1/1] npg on Blackjack-v1, seed 1000: FAILED; done in" in shown.err
+    [run] = Results(tmp_path).all()
+    assert run.record["hyperparameters"]["n_envs"] == 2
+    assert Results(tmp_path).commands()[0].startswith("python -m sb3_trustregion.benchmark run --tasks Blackjack-v1")
+
+
+def start(spec: runs.RunSpec, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """As a process of its own would, but for its end."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(training, "_end_with_parent", lambda folder: None)
+    (folder / runs.SPEC_FILE).write_text(spec.to_json())
+    return training.main(folder)
+
+
+@pytest.mark.parametrize(("definition", "name"), [(TINY_PPO, RUN_FILE), (BROKEN, TRACEBACK_FILE)])
+def test_a_process_leaves_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, definition: dict[str, Any], name: str
+) -> None:
+    [spec] = make(tmp_path, [{"mine": definition}], [1000]).specs()[0]
+    code = start(spec, tmp_path, monkeypatch)
+    assert code == (0 if name == RUN_FILE else 1)
+    assert (tmp_path / runs.RESULT_FOLDER / name).is_file()
+    files = runs._collect(tmp_path, spec, code)
+    assert json.loads(files[RUN_FILE])["status"] == ("finished" if code == 0 else "failed")
+
+
+@pytest.mark.parametrize(
+    ("returncode", "message"),
+    [(-9, r"was ended by signal 9 \(out of memory\?\)"), (-11, "by signal 11"), (7, "ended with exit code 7")],
+)
+def test_a_process_that_dies_is_a_failed_run(tmp_path: Path, returncode: int, message: str) -> None:
+    [spec] = make(tmp_path, ["npg"], [1000]).specs()[0]
+    (tmp_path / "log.txt").write_text(f"last words in {tmp_path}/zoo")
+    files = runs._collect(tmp_path, spec, returncode)
+    assert json.loads(files[RUN_FILE])["status"] == "failed"
+    text = files[TRACEBACK_FILE].decode()
+    assert re.search(message, text)
+    assert "last words in run/zoo" in text
 
 
 def test_nothing_to_replay_is_a_failure_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

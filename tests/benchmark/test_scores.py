@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sb3_trustregion.benchmark import scores
+from sb3_trustregion.benchmark import cli, scores
 from sb3_trustregion.benchmark.references import measure_random, read_references
 from sb3_trustregion.benchmark.results import Results
 from sb3_trustregion.benchmark.runs import RUN_FILE, record_text
@@ -33,6 +33,10 @@ def test_a_curve_is_the_mean_of_recent_episodes(seed: int) -> None:
     returns = rng.normal(size=len(timesteps))
     curve = learning_curve(timesteps.astype(float), returns, 1000)
     np.testing.assert_allclose(curve, naive_curve(timesteps.tolist(), returns.tolist(), 1000))
+
+
+def test_a_run_without_a_finished_episode_has_no_curve() -> None:
+    assert np.isnan(learning_curve(np.array([]), np.array([]), 1000)).all()
 
 
 def test_episodes_are_ordered_by_steps_of_all_environments(tmp_path: Path) -> None:
@@ -81,10 +85,12 @@ def test_the_committed_references_are_sound() -> None:
         assert task in references
 
 
-def test_the_random_policy_is_as_committed() -> None:
+def test_the_random_policy_is_as_committed(capsys: pytest.CaptureFixture[str]) -> None:
     mean, stderr = measure_random("CartPole-v1")
     assert mean == pytest.approx(read_references()["CartPole-v1"].random, abs=1e-6)
     assert 0.0 < stderr < 3.0
+    assert cli.main(["references", "CartPole-v1"]) == 0
+    assert capsys.readouterr().out == "CartPole-v1: random 21.61 (standard error 1.2, 100 episodes)\n"
 
 
 @pytest.mark.parametrize("text", ["{}", "tasks: {A: {random: 1}}", "tasks: {A: {random: 1, reference: 1}}", "- 1"])
