@@ -22,6 +22,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_trustregion.stock import DAMAGED
 from sb3_trustregion.validation import check_integer
 
 Model = TypeVar("Model", bound=BaseAlgorithm)
@@ -200,7 +201,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive, archive.open(MEMBER) as member:
             state: dict[str, Any] = th.load(member, weights_only=True)
-    except (OSError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+    except (OSError, *DAMAGED) as error:
         raise ValueError(f"{path} is not a complete checkpoint ({error})") from error
     return state
 

@@ -371,15 +371,15 @@ def test_a_roll_back_that_helped_changes_nothing_more() -> None:
     set_environments(model, level=0.0)
     go_on(model)
     assert (model.region.radius, model.region.n_rollbacks) == (radius, 1)
-    assert (model.memory.rejected, model.memory.n_vain, model.memory.patience) == (None, 0, 0)
+    assert (model.memory.rejected, model.memory.n_vain, model.memory.trend_left) == (None, 0, 0)
     # The next collapse is undone as the first.
     set_environments(model, level=-5.0)
     go_on(model)
     assert model.region.n_rollbacks == 2
 
 
-def test_where_the_environment_has_become_worse_steps_are_taken_on_trust() -> None:
-    """No roll-back brings back what no step has lost: rejecting one after another would end all learning."""
+def test_where_the_environment_has_become_worse_the_step_is_not_to_blame() -> None:
+    """No roll-back brings back what no step has lost: the radius is again what it was."""
     model = judged([0.0])
     radius = model.region.radius
     set_environments(model, level=-5.0)
@@ -388,16 +388,32 @@ def test_where_the_environment_has_become_worse_steps_are_taken_on_trust() -> No
     assert model.region.radius < radius
     go_on(model)
     assert model.region.radius == radius
-    assert (model.region.n_rollbacks, model.region.n_judged) == (1, 1)
-    assert (model.memory.n_vain, model.memory.patience) == (1, 2)
-    for level in (-10.0, -15.0):
+    assert (model.region.n_rollbacks, model.region.n_judged, model.memory.n_vain) == (1, 1, 1)
+    assert model.memory.trend.mean == pytest.approx(0.0, abs=3.0 * model.memory.trend.stderr)
+    go_on(model, 2)
+    assert not model.region.rolled_back
+    # A collapse is undone nevertheless.
+    set_environments(model, level=-10.0)
+    go_on(model)
+    assert (model.region.rolled_back, model.region.n_rollbacks) == (True, 2)
+
+
+def test_where_the_environment_goes_on_getting_worse_it_is_allowed_for() -> None:
+    """Rejecting one step after another would end all learning: for a while the trend is taken off."""
+    model = judged([0.0, -5.0])
+    assert model.region.rolled_back
+    level, undone = -5.0, []
+    for _ in range(16):
+        level -= 5.0
         set_environments(model, level=level)
         go_on(model)
-        assert not model.region.rolled_back
-    assert (model.region.n_rollbacks, model.memory.patience) == (1, 0)
-    set_environments(model, level=-20.0)
+        undone.append(model.region.rolled_back)
+    assert model.memory.trend.mean == pytest.approx(-5.0, abs=3.0 * model.memory.trend.stderr)
+    # The restored policy's rollout shows the trend, which is allowed for over 2 steps, then 4, then 8.
+    assert undone == [False] * 3 + [True] + [False] * 5 + [True] + [False] * 6
+    set_environments(model, level=level - 15.0)  # 10 more than the trend
     go_on(model)
-    assert model.region.n_rollbacks == 2
+    assert model.region.rolled_back
 
 
 @pytest.mark.parametrize("algorithm", MEASURING)

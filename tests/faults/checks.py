@@ -41,10 +41,15 @@ def assert_finite(model: Any, largest: float = 1e12) -> None:
         assert model.rule.minimum <= model.region.radius <= model.rule.maximum
 
 
-def score(model: Any) -> float:
-    """Mean reward of the deterministic policy in ``Target``; a policy that knows nothing gets about -0.5."""
+def score(model: Any, sign: float = 1.0) -> float:
+    """
+    Mean reward of the deterministic policy in ``Target``; a policy that knows nothing gets about -0.5.
+
+    :param model: the model
+    :param sign: -1 where actions have turned round
+    """
     aims = np.random.default_rng(0).uniform(-1.0, 1.0, (500, *BOX.shape))
     normalizer = model.get_vec_normalize_env()
     observations = aims if not isinstance(normalizer, VecNormalize) else normalizer.normalize_obs(aims)
     actions, _ = model.predict(observations, deterministic=True)
-    return -float(np.abs(actions[:, 0] - aims[:, 0]).mean())
+    return -float(np.abs(sign * actions[:, 0] - aims[:, 0]).mean())
