@@ -9,9 +9,7 @@ The peer of an update is ``sb3_contrib.TRPO`` with its defaults, given the same 
 ``train()`` is taken apart by when it asks the rollout buffer for data: first for the policy step, then for the critic.
 """
 
-import argparse
 import copy
-import csv
 import math
 import multiprocessing
 import os
@@ -25,13 +23,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-import seaborn as sns
 import torch as th
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from sb3_contrib import TRPO
 from sb3_contrib.common.utils import conjugate_gradient_solver
 from stable_baselines3 import PPO
@@ -231,7 +225,8 @@ class RandomVecEnv(VecEnv):
         rewards = self.generator.standard_normal(self.num_envs, np.float32)
         dones = self.generator.random(self.num_envs) < 0.01
         observations = self._observe()
-        return observations, rewards, dones, [{"terminal_observation": o} if d else {} for o, d in zip(observations, dones, strict=True)]
+        ends = [{"terminal_observation": last} if done else {} for last, done in zip(observations, dones, strict=True)]
+        return observations, rewards, dones, ends
 
     def close(self) -> None:
         """Nothing is open."""

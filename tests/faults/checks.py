@@ -23,10 +23,10 @@ def statistics_of(model: Any) -> Numbers:
 
 
 def numbers_of(model: Any) -> Numbers:
-    """Every number that training goes on with: policy, optimiser, radius, evidence, history, statistics."""
+    """A copy of every number that training goes on with: policy, optimiser, radius, evidence, statistics."""
     moments = [value for state in model.policy.optimizer.state.values() for value in state.values()]
     tensors = [*state_of(model.policy).values(), *(value for value in moments if isinstance(value, th.Tensor))]
-    numbers = [*(tensor.detach().numpy() for tensor in tensors), *statistics_of(model)]
+    numbers = [*(tensor.detach().numpy().copy() for tensor in tensors), *statistics_of(model)]
     if hasattr(model, "region"):
         numbers.append(np.array(list(model.region.as_dict().values()), dtype=float))
     return numbers

@@ -79,8 +79,8 @@ def test_some_steps_of_one_environment(algorithm: type[Any], layout: str, quanti
 def test_statistics_go_on_with_the_sound_environments(algorithm: type[Any], value: str) -> None:
     """One environment that is broken for good: the others are normalised, and learned from, as ever."""
     env = one_of_three("observation", BAD_VALUES[value], EVERY_STEP, "normalized")
+    model = make_model(algorithm, env, n_steps=N_STEPS)
     with pytest.warns(UserWarning, match=r"in environment\(s\) \[1\]"):
-        model = make_model(algorithm, env, n_steps=N_STEPS)
         train(model, 12)
     means, variances, count, *_ = statistics_of(model)
     assert count > 12 * N_STEPS
@@ -112,9 +112,7 @@ def test_training_recovers(algorithm: type[Any], quantity: str, value: str, wrap
 @pytest.mark.parametrize("wrapper", ["plain", "normalized"])
 @pytest.mark.parametrize(("quantity", "value"), [("reward", "nan"), ("observation", "minus_inf")])
 @each_algorithm
-def test_nothing_usable_for_good(
-    tmp_path: Path, algorithm: type[Any], quantity: str, value: str, wrapper: str
-) -> None:
+def test_nothing_usable_for_good(tmp_path: Path, algorithm: type[Any], quantity: str, value: str, wrapper: str) -> None:
     """An error that names the cause; the last good policy is in place and can be saved."""
     good = 4
     env = all_of_two(quantity, BAD_VALUES[value], range(good * N_STEPS, 100_000), wrapper, length=None)

@@ -226,6 +226,4 @@ def test_critic_that_diverges(algorithm: type[Any], rate: float) -> None:
     assert_finite(model, largest=1e6)
     for update in train(model, 3, reset_num_timesteps=False):
         assert update.status is StepStatus.ACCEPTED
-        assert differs(
-            {"critic": update.after["value_net.weight"]}, {"critic": update.before["value_net.weight"]}
-        )
+        assert differs({"critic": update.after["value_net.weight"]}, {"critic": update.before["value_net.weight"]})
