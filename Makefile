@@ -1,5 +1,6 @@
 # make train        train an agent (ALGO, ENV, SEED, ARGS), then: make enjoy
 # make test         run the tests;  also: lint, type, format, build, clean
+# make bench-speed  time updates beside the stock algorithms, a few minutes
 # make constraints  pin the newest versions that work together
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # More threads than that make small networks slower, and results depend on the number.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: train enjoy test lint type format build constraints clean
+.PHONY: train enjoy test lint type format build bench-speed constraints clean
 
 train: $(VENV)/.installed-envs
 	$(BIN)/python -m rl_zoo3.train --algo $(ALGO) --env $(ENV) --log-folder $(LOGS) --seed $(SEED) --progress $(ARGS)
@@ -44,6 +45,9 @@ build: $(VENV)/.installed-dev
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
+
+bench-speed: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/speed.py $(ARGS)
 
 # A fresh environment with everything, frozen: no local version tags, no installers.
 constraints:

@@ -9,7 +9,9 @@ The peer of an update is ``sb3_contrib.TRPO`` with its defaults, given the same 
 ``train()`` is taken apart by when it asks the rollout buffer for data: first for the policy step, then for the critic.
 """
 
+import argparse
 import copy
+import csv
 import math
 import multiprocessing
 import os
@@ -23,9 +25,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
+import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
+import seaborn as sns
 import torch as th
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from sb3_contrib import TRPO
 from sb3_contrib.common.utils import conjugate_gradient_solver
 from stable_baselines3 import PPO
@@ -822,3 +828,148 @@ def growth_rows(plan: Plan, device: str) -> list[Row]:
             figures = (*exponents(sizes, ours), *exponents(sizes, peer), math.nan, math.nan, math.nan)
             rows.append(Row(f"growth in {axis}", what, "exponent", "", "TRPO", len(sizes), *figures, "", ""))
     return rows
+
+
+# --- report ----------------------------------------------------------------------------------------------------------
+
+
+def measured(plan: Plan, device: str) -> Iterator[Row]:
+    """
+    :param plan: how much
+    :param device: where the networks are
+    :return: all rows, as they are done
+    """
+    for width in plan.networks:
+        yield from update_rows(plan, width, device)
+    yield from learn_rows(plan, device)
+    yield from memory_rows(plan, device)
+    yield from growth_rows(plan, device)
+
+
+def line(row: Row) -> str:
+    """
+    :param row: a row
+    :return: a line of the table
+    """
+
+    def figure(middle: float, low: float, high: float) -> str:
+        return "" if math.isnan(middle) else f"{middle:.4g} [{low:.3g}, {high:.3g}]"
+
+    ours, peer, ratio = (figure(*row[at : at + 3]) for at in (6, 9, 12))
+    goal = f"{row.goal}: {row.reached}" if row.goal else ""
+    what = f"{row.section}: {row.what}" if row.section.startswith("growth") else row.what
+    figures = f"{ours:>24} | {row.peer_name:>4} {peer:>24} | {ratio:>24}"
+    return f"{what:<62}{row.setting:>12} {row.unit:>10} | {figures} | {goal}"
+
+
+def write_csv(rows: list[Row], path: Path) -> None:
+    """
+    :param rows: the table
+    :param path: of the file
+    """
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Row._fields)
+        writer.writerows([f"{value:.5g}" if isinstance(value, float) else value for value in row] for row in rows)
+
+
+BLUE, ORANGE, GREEN = (sns.color_palette("colorblind")[index] for index in (0, 1, 2))
+
+
+def draw_goals(axes: Axes, rows: list[Row]) -> None:
+    """
+    Ratios with their quartiles, and what they were to reach.
+
+    :param axes: where to draw
+    :param rows: those with a ratio as a goal
+    """
+    for position, row in enumerate(rows):
+        reached = row.reached == "yes"
+        span = [[row.ratio - row.ratio_q1], [row.ratio_q3 - row.ratio]]
+        axes.barh(position, row.ratio, xerr=span, color=GREEN if reached else ORANGE, height=0.6, alpha=0.85)
+        axes.plot([float(row.goal.split()[1])] * 2, [position - 0.4, position + 0.4], color="black", linewidth=2)
+    labels = [f"{row.what}, {row.setting}" + (f" ({row.peer_name})" if row.section == "learn" else "") for row in rows]
+    axes.set_yticks(range(len(rows)), labels)
+    axes.invert_yaxis()
+    axes.set_xlabel("ours / peer; black: goal (learn(): above it, all else: below it)")
+
+
+def draw_growth(axes: Axes, axis: str, rows: list[Row]) -> None:
+    """
+    Milliseconds by size, ours solid and the peer dashed.
+
+    :param axes: where to draw
+    :param axis: what grows
+    :param rows: of this axis
+    """
+    for what, color in (("policy step", BLUE), ("critic fit", ORANGE), ("train()", GREEN)):
+        points = [row for row in rows if row.what == what and row.setting != "exponent"]
+        sizes = [int(row.setting) for row in points]
+        axes.loglog(sizes, [row.ours for row in points], "o-", color=color, label=what)
+        axes.loglog(sizes, [row.peer for row in points], "o--", color=color, alpha=0.6, label=f"{what}, stock TRPO")
+    axes.set_xlabel(axis)
+    axes.set_ylabel("ms")
+    axes.grid(alpha=0.3)
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """
+    :param rows: the table
+    :param path: of the picture
+    """
+    mpl.rcParams["font.size"] = 9
+    figure = Figure(figsize=(13, 9), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[1.2, 1.0])
+    draw_goals(above.subplots(), [row for row in rows if re.fullmatch(r"\S+ [\d.]+", row.goal)])
+    sections = list(dict.fromkeys(row.section for row in rows if row.section.startswith("growth")))
+    grid = below.subplots(1, len(sections))
+    for axes, section in zip(grid, sections, strict=True):
+        draw_growth(axes, section.removeprefix("growth in "), [row for row in rows if row.section == section])
+    grid[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def plan_for(quick: bool, device: str) -> Plan:
+    """
+    :param quick: whether it is only to be seen that all of it runs
+    :param device: where the networks are
+    :return: how much
+    """
+    if quick:
+        return QUICK
+    return Plan(networks=CUDA_NETWORKS) if device != "cpu" else Plan()
+
+
+def parsed() -> argparse.Namespace:
+    """
+    :return: the arguments
+    """
+    parser = argparse.ArgumentParser(description="How long updates take, beside the stock algorithms.")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the networks are")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder for the CSV and the plot")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print, write."""
+    arguments = parsed()
+    if arguments.device == "cuda" and not th.cuda.is_available():
+        raise SystemExit("--device cuda: PyTorch sees no GPU here")
+    warnings.simplefilter("ignore")
+    th.set_num_threads(1)
+    plan, rows = plan_for(arguments.quick, arguments.device), []
+    print("medians [quartiles] of ours | of the peer | of their ratios | goal: reached", flush=True)
+    for row in measured(plan, arguments.device):
+        rows.append(row)
+        print(line(row), flush=True)
+    name = "speed" if arguments.device == "cpu" else f"speed-{arguments.device}"
+    write_csv(rows, arguments.output / f"{name}.csv")
+    draw(rows, arguments.output / f"{name}.png")
+    if arguments.device == "cpu":
+        seen = "a GPU is at hand" if th.cuda.is_available() else "no GPU is at hand"
+        print(f"CUDA, with a CNN and 1024x1024: not run, {seen}; run benchmarks/speed.py --device cuda")
+
+
+if __name__ == "__main__":
+    main()

@@ -202,7 +202,7 @@ def _read_state(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive, archive.open(MEMBER) as member:
             state: dict[str, Any] = th.load(member, weights_only=True)
     except (OSError, *DAMAGED) as error:
-        raise ValueError(f"{path} is not a complete checkpoint ({error})") from error
+        raise ValueError(f"{path} is not a complete checkpoint ({error}): load an earlier one") from error
     return state
 
 

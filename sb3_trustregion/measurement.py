@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.utils import get_device
 
 from sb3_trustregion.core.improvement import (
     Estimate,
@@ -21,6 +21,7 @@ from sb3_trustregion.core.improvement import (
 from sb3_trustregion.core.radius import RULES, RadiusRule, TrustRegionState, update_radius
 from sb3_trustregion.core.rollouts import Normalizer, Rollout, appraise
 from sb3_trustregion.recording import LearningData, RecordingAlgorithm
+from sb3_trustregion.stock import read_parameters
 from sb3_trustregion.validation import check_choice, check_integer, check_number
 
 ESTIMATORS = ("rollout", "episodes", "surrogate")
@@ -236,9 +237,8 @@ class MeasuringAlgorithm(RecordingAlgorithm):
         :param device: device on which the code should run
         """
         self.memory.drop_steps()
-        parameters = load_path_or_dict
-        if not isinstance(parameters, dict):
-            _, parameters, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
+        is_file = not isinstance(load_path_or_dict, dict)
+        parameters = read_parameters(load_path_or_dict, get_device(device)) if is_file else load_path_or_dict
         if "memory" not in parameters:
             parameters = {**parameters, "memory": self.memory.state_dict()}
         super().set_parameters(parameters, exact_match, device)

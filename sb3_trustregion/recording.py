@@ -41,7 +41,7 @@ from sb3_trustregion.core.search import StepStatus
 from sb3_trustregion.core.surrogate import Batch
 from sb3_trustregion.guard import LARGEST, GuardedVecEnv
 from sb3_trustregion.recorder import RolloutRecorder, snapshot_normalizer
-from sb3_trustregion.stock import DAMAGED, StockModel, check_file, damaged
+from sb3_trustregion.stock import StockModel, check_file, damage_told, read_parameters
 from sb3_trustregion.validation import check_bool, check_integer, check_number, check_schedule
 
 # From so many updates in a row without a usable step on, the user is told; from so many on, training ends.
@@ -146,10 +146,23 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
         :raises ValueError: where the file is truncated, empty, damaged or another algorithm's
         """
         check_file(path, cls.__name__, cls._own_arguments)
-        try:
+        with damage_told(path):
             return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-        except DAMAGED as error:
-            raise ValueError(damaged(path, error)) from error
+
+    def set_parameters(
+        self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Load parameters as in SB3.
+
+        :param load_path_or_dict: a file, or a dictionary of state_dicts
+        :param exact_match: whether all of a module's parameters must be given
+        :param device: device on which the code should run
+        :raises ValueError: where the file is damaged, or the parameters are others'
+        """
+        is_file = not isinstance(load_path_or_dict, dict)
+        parameters = read_parameters(load_path_or_dict, get_device(device)) if is_file else load_path_or_dict
+        super().set_parameters(parameters, exact_match, device)
 
     @classmethod
     def from_stock(cls, path: str | Path, env: GymEnv | str, device: th.device | str = "auto", **kwargs: Any) -> Self:

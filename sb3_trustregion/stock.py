@@ -3,6 +3,8 @@
 import json
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedIOBase
 from pathlib import Path
 from pickle import UnpicklingError
@@ -27,7 +29,7 @@ FROM_TRPO = (
 PER_DIMENSION = ("target_kl", "cg_damping")
 
 # What reading a file gives that was cut off or overwritten.
-DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, AssertionError, RuntimeError, UnpicklingError)
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, AssertionError, RuntimeError, UnpicklingError)
 
 
 class StockModel:
@@ -40,10 +42,8 @@ class StockModel:
     """
 
     def __init__(self, path: str | Path, device: th.device | str) -> None:
-        try:
+        with damage_told(path):
             data, parameters, _ = load_from_zip_file(str(path), device=device)
-        except DAMAGED as error:
-            raise ValueError(damaged(path, error)) from error
         if not data or "policy_class" not in data or "policy" not in parameters:
             raise ValueError(f"path must name a model saved by Stable-Baselines3, got {str(path)!r}")
         self.data: dict[str, Any] = data
@@ -84,6 +84,7 @@ def check_file(path: str | Path | BufferedIOBase, algorithm: str, own_arguments:
     try:
         with zipfile.ZipFile(file) as archive:
             saved = json.loads(archive.read("data"))
+            archive.getinfo("policy.pth")
     except (*DAMAGED, ValueError) as error:
         raise ValueError(damaged(file, error)) from error
     if not saved.keys() >= set(own_arguments):
@@ -91,6 +92,36 @@ def check_file(path: str | Path | BufferedIOBase, algorithm: str, own_arguments:
             f"path must name a model saved by {algorithm}, got {str(file)!r}, which is another algorithm's: "
             f"to go on from stock PPO, A2C or TRPO, call {algorithm}.from_stock(path, env)"
         )
+
+
+def read_parameters(path: str | Path | BufferedIOBase, device: th.device | str) -> dict[str, Any]:
+    """
+    :param path: a file that SB3 or this package saved
+    :param device: where its tensors go
+    :return: its state_dicts by name
+    :raises ValueError: where the file is damaged or holds no policy
+    """
+    with damage_told(path):
+        _, parameters, _ = load_from_zip_file(path, device=device, load_data=False)
+        if "policy" not in parameters:
+            raise KeyError("policy")
+    return dict(parameters)
+
+
+@contextmanager
+def damage_told(path: object) -> Iterator[None]:
+    """
+    :param path: the file that is read
+    :raises ValueError: naming it and what to do, in place of what reading a damaged file gives
+    """
+    try:
+        yield
+    except DAMAGED as error:
+        raise ValueError(damaged(path, error)) from error
+    except ValueError as error:
+        if not isinstance(error.__cause__, zipfile.BadZipFile):  # which is what SB3 makes a ValueError of
+            raise
+        raise ValueError(damaged(path, error.__cause__)) from error
 
 
 def damaged(path: object, error: Exception) -> str:

@@ -8,6 +8,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trustregion.core.divergence import Observations, distribution_parameters, preserved_distribution
+from sb3_trustregion.core.jacobian import differentiable_twice
 
 
 class ParameterVector(NamedTuple):
@@ -16,10 +17,12 @@ class ParameterVector(NamedTuple):
 
     :param names: names in ``policy.named_parameters()``
     :param shapes: shape of each
+    :param differentiable_twice: whether autograd can tell how the distribution's parameters change along a direction
     """
 
     names: tuple[str, ...]
     shapes: tuple[th.Size, ...]
+    differentiable_twice: bool = True
 
     @property
     def sizes(self) -> list[int]:
@@ -73,9 +76,11 @@ def actor_parameters(policy: ActorCriticPolicy, observations: Observations) -> P
         total = th.stack([output.sum() for output in outputs]).sum()
     if not trainable or not total.requires_grad:
         raise ValueError("policy must have trainable parameters that influence its action distribution, found none")
-    gradients = th.autograd.grad(total, list(trainable.values()), allow_unused=True)
+    gradients = th.autograd.grad(total, list(trainable.values()), retain_graph=True, allow_unused=True)
     found = [name for name, gradient in zip(trainable, gradients, strict=True) if gradient is not None]
-    return ParameterVector(tuple(found), tuple(trainable[name].shape for name in found))
+    leaves = [trainable[name] for name in found]
+    attached = [output for output in outputs if output.requires_grad]
+    return ParameterVector(tuple(found), tuple(leaf.shape for leaf in leaves), differentiable_twice(attached, leaves))
 
 
 def critic_parameters(policy: ActorCriticPolicy, actor: ParameterVector) -> list[th.nn.Parameter]:

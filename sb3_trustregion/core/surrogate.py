@@ -23,6 +23,7 @@ from sb3_trustregion.core.divergence import (
 from sb3_trustregion.core.fisher import FisherProduct
 from sb3_trustregion.core.functional import ActionHead
 from sb3_trustregion.core.improvement import batch_means
+from sb3_trustregion.core.jacobian import CentralDifferences
 from sb3_trustregion.core.parameters import ParameterVector
 
 
@@ -175,12 +176,15 @@ class Surrogate:
         return gradient, noise, distance
 
     def _fisher(self, leaf: th.Tensor, outputs: Parameters, damping: float, factor: int) -> FisherProduct:
-        if factor == 1 or self.batch.n_samples <= LEAST_FISHER_STATES:
+        n, observations, actions = self.batch.n_samples, self.batch.observations, self.batch.actions
+        if factor > 1 and n > LEAST_FISHER_STATES:
+            index = th.randperm(n)[: max(n // factor, LEAST_FISHER_STATES)].to(leaf.device)
+            observations, actions = take(observations, index), actions[index]
+            _, outputs = self._forward(leaf, observations, actions)
+        if self.actor.differentiable_twice:
             return FisherProduct(self.kind, outputs, leaf, damping)
-        n = self.batch.n_samples
-        index = th.randperm(n)[: max(n // factor, LEAST_FISHER_STATES)].to(leaf.device)
-        _, thinned = self._forward(leaf, take(self.batch.observations, index), self.batch.actions[index])
-        return FisherProduct(self.kind, thinned, leaf, damping)
+        differences = CentralDifferences(lambda vector: self._forward(vector, observations, actions)[1], leaf)
+        return FisherProduct(self.kind, outputs, leaf, damping, differences)
 
     def _distance_from_data(self, log_probs: th.Tensor) -> float:
         """Mean of r - 1 - log r with r = π_θ/β: KL(β‖π_θ) by samples of β, nats (Schulman, joschu.net/blog)."""

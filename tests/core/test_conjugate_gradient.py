@@ -146,3 +146,10 @@ def test_the_masked_stop_equals_the_branch() -> None:
         masked = conjugate_gradient(times(matrix.cuda()), g.cuda(), 60, tolerance)
         th.testing.assert_close(masked.x.cpu(), branched.x, rtol=1e-9, atol=1e-12)
         assert float(masked.residual) <= tolerance
+
+
+def test_off_the_cpu_the_host_never_waits_inside() -> None:
+    """A tensor on "meta" has no value: whoever asks for one fails."""
+    solution = conjugate_gradient(lambda v: 2.0 * v, th.ones(4, device="meta"), 10, 0.1)
+    assert solution.n_steps == 10
+    assert solution.x.shape == (4,)

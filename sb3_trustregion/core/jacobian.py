@@ -1,0 +1,98 @@
+"""
+How the parameters of the action distributions change along a direction: J·v.
+
+By two reverse passes where autograd can: u ↦ Jᵀu is linear in u, so its derivative along v is J·v. The graph is built
+once an update and serves every product. Some operations have no second derivative (PyTorch's fused attention, functions
+whose backward pass is written by hand): there, by central differences.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch as th
+
+from sb3_trustregion.core.divergence import Parameters
+
+# u·(Jv) and (Jᵀu)·v agree to rounding, or not at all.
+ADJOINT_TOLERANCE = 1e-2
+
+
+class ReverseTwice:
+    """
+    J·v by two reverse passes, exact.
+
+    :param outputs: attached to a graph from ``vector``
+    :param vector: shape (P,), the leaf θ
+    """
+
+    def __init__(self, outputs: Parameters, vector: th.Tensor) -> None:
+        self.cotangents = tuple(th.zeros_like(output, requires_grad=True) for output in outputs)
+        (self.pulled_back,) = th.autograd.grad(outputs, vector, self.cotangents, create_graph=True)
+
+    def __call__(self, v: th.Tensor) -> Parameters:
+        """
+        :param v: shape (P,)
+        :return: J·v, shapes as ``outputs``
+        """
+        tangents = th.autograd.grad(self.pulled_back, self.cotangents, v, retain_graph=True, materialize_grads=True)
+        return tuple(tangents)
+
+
+class CentralDifferences:
+    """
+    J·v by two evaluations, to about four digits in single precision.
+
+    :param function: outputs as a function of θ
+    :param vector: shape (P,), θ
+    """
+
+    def __init__(self, function: Callable[[th.Tensor], Parameters], vector: th.Tensor) -> None:
+        self.function = function
+        self.origin = vector.detach()
+        # Rounding of the values against curvature (Nocedal & Wright 2006, eq. 8.7).
+        self.length = th.finfo(vector.dtype).eps ** (1.0 / 3.0) * (1.0 + self.origin.norm())
+
+    @th.no_grad()
+    def __call__(self, v: th.Tensor) -> Parameters:
+        """
+        :param v: shape (P,)
+        :return: J·v, shapes as the outputs
+        """
+        step = self.length / v.norm().clamp(min=th.finfo(v.dtype).tiny)
+        pairs = zip(self.function(self.origin + step * v), self.function(self.origin - step * v), strict=True)
+        return tuple((after - before) / (2.0 * step) for after, before in pairs)
+
+
+def differentiable_twice(outputs: Sequence[th.Tensor], leaves: Sequence[th.Tensor]) -> bool:
+    """
+    Whether two reverse passes give J·v. An operation without a second derivative refuses, or loses its share silently:
+    u·(Jv) = (Jᵀu)·v tells.
+
+    :param outputs: attached to a graph from ``leaves``
+    :param leaves: what they depend on
+    :return: whether they do; a user whose policy is slower for it is told
+    """
+    generator = th.Generator().manual_seed(0)
+    u = [_random_like(output, generator).requires_grad_() for output in outputs]
+    v = [_random_like(leaf, generator) for leaf in leaves]
+    reason = "an operation of it loses its second derivative"
+    try:
+        pulled_back = th.autograd.grad(outputs, leaves, u, create_graph=True)
+        tangents = th.autograd.grad(pulled_back, u, v, materialize_grads=True)
+    except RuntimeError as error:
+        reason = str(error)
+    else:
+        ends = _dot(u, tangents), _dot(pulled_back, v)
+        scale = sum(float((one.detach() * other).abs().sum()) for one, other in zip(pulled_back, v, strict=True))
+        if not abs(ends[0] - ends[1]) > ADJOINT_TOLERANCE * scale:  # what is not finite is found elsewhere
+            return True
+    warnings.warn(f"policy cannot be differentiated twice, Fisher products by differences: {reason}", stacklevel=2)
+    return False
+
+
+def _random_like(tensor: th.Tensor, generator: th.Generator) -> th.Tensor:
+    return th.randn(tensor.shape, generator=generator).to(tensor)
+
+
+def _dot(one: Sequence[th.Tensor], other: Sequence[th.Tensor]) -> float:
+    return sum(float((a.detach() * b.detach()).sum()) for a, b in zip(one, other, strict=True))
