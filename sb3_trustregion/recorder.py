@@ -96,7 +96,7 @@ class RolloutRecorder(BaseCallback):
         # NaN marks a transition that nothing is to be learned from, see ``core.rollouts.advantages``.
         rewards[np.stack(self._faulty)] = np.nan
         self._rollout = Rollout(
-            observations=self._stacked() if self._normalizer is not None else _copy_of_dict(buffer.observations),
+            observations=self._stacked(buffer.observations) if self._normalizer else _copy_of_dict(buffer.observations),
             # A copy: stacked frames are overwritten in place when the environments are reset.
             last_observations=copy.deepcopy(self._observations[-1] if self._normalizer else self.locals["new_obs"]),
             terminal_observations=stack_observations(ends) if ends else np.zeros(0),
@@ -124,11 +124,12 @@ class RolloutRecorder(BaseCallback):
             return {key: _denormalized(self._normalizer, key, value) for key, value in observations.items()}
         return _denormalized(self._normalizer, "", observations)
 
-    def _stacked(self) -> ObsArray:
-        seen = self._observations[:-1]
-        if isinstance(seen[0], dict):
-            return {key: np.stack([obs[key] for obs in seen]) for key in seen[0]}
-        return np.stack(seen)  # type: ignore[arg-type]
+    def _stacked(self, layout: ObsArray) -> ObsArray:
+        """All but the last, as SB3's buffer lays them out: a discrete one is a row of one number there."""
+        seen: list[Any] = self._observations[:-1]
+        if isinstance(layout, dict):
+            return {key: np.stack([obs[key] for obs in seen]).reshape(value.shape) for key, value in layout.items()}
+        return np.stack(seen).reshape(layout.shape)
 
 
 def snapshot_normalizer(env: VecEnv) -> Normalizer:
