@@ -47,7 +47,7 @@ build: $(VENV)/.installed-dev
 	$(BIN)/twine check --strict dist/*
 
 bench-speed: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/speed.py $(ARGS)
+	$(BIN)/python -m benchmarks.speed $(ARGS)
 
 # A fresh environment with everything, frozen: no local version tags, no installers.
 constraints:

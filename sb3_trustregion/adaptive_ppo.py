@@ -14,11 +14,12 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_trustregion.core.conjugate_gradient import conjugate_gradient
+from sb3_trustregion.core.divergence import averaged_dimensions
 from sb3_trustregion.core.improvement import Estimate
 from sb3_trustregion.core.parameters import is_finite, restore, snapshot
 from sb3_trustregion.core.radius import shrink_radius
 from sb3_trustregion.core.search import StepStatus, reliability
-from sb3_trustregion.core.surrogate import Evaluation, Surrogate, is_supported
+from sb3_trustregion.core.surrogate import Batch, Evaluation, Surrogate, is_supported
 from sb3_trustregion.measurement import MeasuringAlgorithm, PendingStep, Promise
 from sb3_trustregion.recording import LearningData, centred
 from sb3_trustregion.validation import check_bool, check_integer, check_number, check_schedule
@@ -29,6 +30,7 @@ USED_RADIUS = 0.5
 CG_MAX_STEPS = 10
 CG_DAMPING = 0.1
 CG_RESIDUAL_TOL = 0.1
+FISHER_SUB_SAMPLING_FACTOR = 8
 
 
 class AdaptivePPO(MeasuringAlgorithm, PPO):
@@ -210,7 +212,7 @@ class AdaptivePPO(MeasuringAlgorithm, PPO):
         if batch.n_samples < 2:
             self._refuse_data(self._fault(), lasting=True)
             return self._record_status(StepStatus.INVALID)
-        surrogate = Surrogate(self.policy, self.actor, centred(batch, False), CG_DAMPING)  # step 1
+        surrogate = self._surrogate(batch)  # step 1
         before, optimizer = snapshot(self.policy), copy.deepcopy(self.policy.optimizer.state_dict())
         self._replace_unusable_samples(newest)
         fault: ValueError | None = None
@@ -231,6 +233,10 @@ class AdaptivePPO(MeasuringAlgorithm, PPO):
         self._record_status(StepStatus.ACCEPTED)
         self.logger.record("train/kl_divergence", evaluation.kl)
         self.logger.record("train/policy_objective", evaluation.gain)
+
+    def _surrogate(self, batch: Batch) -> Surrogate:
+        damping = CG_DAMPING * averaged_dimensions(self.action_space)
+        return Surrogate(self.policy, self.actor, centred(batch, scale=False), damping, FISHER_SUB_SAMPLING_FACTOR)
 
     def _promise(self, surrogate: Surrogate, evaluation: Evaluation, clip_range: float) -> Promise:
         """What the update promises on data that it was not fitted to, by the natural gradient's share of noise."""

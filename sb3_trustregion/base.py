@@ -14,6 +14,7 @@ from stable_baselines3.common.utils import explained_variance
 from torch.nn import functional as F
 
 from sb3_trustregion.core.conjugate_gradient import CGSolution, conjugate_gradient
+from sb3_trustregion.core.divergence import averaged_dimensions
 from sb3_trustregion.core.parameters import critic_parameters
 from sb3_trustregion.core.search import Step, StepStatus
 from sb3_trustregion.core.surrogate import Batch, Surrogate, take
@@ -132,11 +133,13 @@ class NaturalGradientAlgorithm(RecordingAlgorithm):
         """Every ``sub_sampling_factor``-th sample, at random, in the order of time."""
         if self.sub_sampling_factor == 1:
             return batch
-        kept = th.randperm(batch.n_samples)[: batch.n_samples // self.sub_sampling_factor]
+        n_kept = max(batch.n_samples // self.sub_sampling_factor, 2)
+        kept = th.randperm(batch.n_samples)[:n_kept]
         return batch.select(kept.sort().values)
 
     def _surrogate(self, batch: Batch) -> Surrogate:
-        return Surrogate(self.policy, self.actor, batch, self.cg_damping, self.fisher_sub_sampling_factor)
+        damping = self.cg_damping * averaged_dimensions(self.action_space)
+        return Surrogate(self.policy, self.actor, batch, damping, self.fisher_sub_sampling_factor)
 
     def _solve(self, surrogate: Surrogate, gradient: th.Tensor, residual_tol: float | None = None) -> CGSolution:
         """(F + λI)⁻¹·gradient."""
@@ -223,8 +226,9 @@ class NaturalGradientAlgorithm(RecordingAlgorithm):
         self._n_updates += 1
         self.logger.record("train/value_loss", value_loss)
         fine = np.isfinite(newest.returns)
-        explained = explained_variance(newest.values[fine], newest.returns[fine])
-        self.logger.record("train/explained_variance", float(explained))
+        if fine.any():
+            explained = explained_variance(newest.values[fine], newest.returns[fine])
+            self.logger.record("train/explained_variance", float(explained))
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

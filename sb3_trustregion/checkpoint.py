@@ -34,7 +34,7 @@ TEMPORARY = ".partial"
 
 class ResumableCheckpointCallback(BaseCallback):
     """
-    Write a complete checkpoint every so many steps, at the start of a rollout, and keep the last few.
+    Write a complete checkpoint every so many steps, at the start of a rollout, and at the end; keep the last few.
 
     A write that fails (a full disk) is told in a warning; the checkpoints before it stay, and training goes on.
 
@@ -65,13 +65,32 @@ class ResumableCheckpointCallback(BaseCallback):
 
     def _init_callback(self) -> None:
         self.save_path.mkdir(parents=True, exist_ok=True)
-        for partial in self.save_path.glob(f"*{TEMPORARY}"):
-            partial.unlink()
+        for partial in self.save_path.glob(f"{self.name_prefix}_*{TEMPORARY}"):
+            partial.unlink(missing_ok=True)
         self._last_saved = self.model.num_timesteps
+        later = self._kept(later=True)
+        if later:
+            warnings.warn(
+                f"{self.save_path} holds checkpoints of a longer run ({later[-1].name}), which `resume` would take: "
+                "resume from them, or choose another save_path or name_prefix",
+                stacklevel=2,
+            )
+
+    def _kept(self, later: bool = False) -> list[Path]:
+        """Checkpoints of this run so far, or of a longer one in the same folder."""
+        now = self.model.num_timesteps
+        found = checkpoints(self.save_path, self.name_prefix)
+        return [path for path in found if (steps_of(path, self.name_prefix) > now) == later]
 
     def _on_rollout_start(self) -> None:
-        if self.model.num_timesteps - self._last_saved < self.save_freq:
-            return
+        if self.model.num_timesteps - self._last_saved >= self.save_freq:
+            self._save()
+
+    def _on_training_end(self) -> None:
+        if self.model.num_timesteps > self._last_saved:
+            self._save()
+
+    def _save(self) -> None:
         path = self.save_path / f"{self.name_prefix}_{self.model.num_timesteps}_steps.zip"
         try:
             save_checkpoint(self.model, path)
@@ -79,8 +98,8 @@ class ResumableCheckpointCallback(BaseCallback):
             warnings.warn(f"{path} could not be written ({error}): the checkpoints before it stay", stacklevel=2)
             return
         self._last_saved = self.model.num_timesteps
-        for old in checkpoints(self.save_path, self.name_prefix)[: -self.keep]:
-            old.unlink()
+        for old in self._kept()[: -self.keep]:
+            old.unlink(missing_ok=True)
         if self.verbose >= 1:
             print(f"Saved {path}")
 
@@ -117,9 +136,18 @@ def checkpoints(folder: str | os.PathLike[str], name_prefix: str = "checkpoint")
     :param name_prefix: of their names
     :return: complete checkpoints, oldest first
     """
-    pattern = re.compile(re.escape(name_prefix) + r"_(\d+)_steps\.zip")
-    found = [(match, path) for path in Path(folder).iterdir() if (match := pattern.fullmatch(path.name))]
-    return [path for _, path in sorted(found, key=lambda pair: int(pair[0][1]))]
+    found = [(steps_of(path, name_prefix), path) for path in Path(folder).glob("*.zip")]
+    return [path for steps, path in sorted(found) if steps >= 0]
+
+
+def steps_of(path: Path, name_prefix: str = "checkpoint") -> int:
+    """
+    :param path: of a file
+    :param name_prefix: of the names of checkpoints
+    :return: at how many steps it was written; -1 where its name is none of a checkpoint
+    """
+    match = re.fullmatch(re.escape(name_prefix) + r"_(\d+)_steps\.zip", path.name)
+    return int(match[1]) if match else -1
 
 
 def resume(

@@ -29,8 +29,8 @@ class NPG(NaturalGradientAlgorithm):
     :param batch_size: Minibatch size for the value function, see ``learning_rate``
     :param gamma: Discount factor
     :param cg_max_steps: maximum number of steps in the Conjugate Gradient algorithm
-    :param cg_damping: λ, added to the diagonal of the Fisher matrix of the *joint* action distribution:
-        ``sb3_contrib.TRPO``'s 0.1 is 0.1·A here, with A the number of (Gaussian or Bernoulli) action dimensions
+    :param cg_damping: damping per (Gaussian or Bernoulli) action dimension, as in ``sb3_contrib.TRPO``: λ, added to
+        the diagonal of the Fisher matrix of the joint action distribution, is ``cg_damping`` times their number A
     :param n_critic_updates: number of passes over the data to fit the value function, per policy update
     :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
@@ -67,7 +67,7 @@ class NPG(NaturalGradientAlgorithm):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 2e-3,
+        learning_rate: float | Schedule = 4e-3,
         n_steps: int = 2048,
         batch_size: int = 512,
         gamma: float = 0.99,

@@ -169,8 +169,8 @@ class RecordingAlgorithm(OnPolicyAlgorithm):
         """
         Go on from an agent that stock PPO, A2C or TRPO has trained: its policy, its critic, its settings.
 
-        Settings that keep their meaning are taken over; ``target_kl`` and ``cg_damping`` of TRPO are converted to the
-        joint action distribution. The optimiser's state is taken over from PPO to ``AdaptivePPO`` alone: elsewhere it
+        Settings that keep their meaning are taken over; ``target_kl`` of TRPO is converted to the joint action
+        distribution. The optimiser's state is taken over from PPO to ``AdaptivePPO`` alone: elsewhere it
         belonged to another loss. For ``VecNormalize``, hand over an ``env`` with the saved statistics.
 
         :param path: the file that ``save`` wrote

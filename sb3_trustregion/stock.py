@@ -10,10 +10,10 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.save_util import load_from_zip_file
+
+from sb3_trustregion.core.divergence import averaged_dimensions
 
 # Arguments that mean the same wherever they appear.
 SHARED = ("n_steps", "gamma", "gae_lambda", "use_sde", "sde_sample_freq", "policy_kwargs", "normalize_advantage")
@@ -25,8 +25,6 @@ FROM_TRPO = (
     "learning_rate", "batch_size", "cg_max_steps", "cg_damping", "line_search_shrinking_factor",
     "line_search_max_iter", "n_critic_updates", "target_kl", "sub_sampling_factor",
 )  # fmt: skip
-# sb3-contrib's KL and Fisher matrix are means over these dimensions, ours are sums.
-PER_DIMENSION = ("target_kl", "cg_damping")
 
 # What reading a file gives that was cut off or overwritten.
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, AssertionError, RuntimeError, UnpicklingError)
@@ -60,13 +58,11 @@ class StockModel:
         like_trpo = self.is_trpo and "cg_damping" in accepted
         names = SHARED + (FROM_PPO if like_ppo else ()) + (FROM_TRPO if like_trpo else ())
         taken = {name: self.data[name] for name in names if name in accepted and name in self.data}
-        if like_trpo and "cg_residual_tol" not in self.data:  # else the file is of NPG or AdaptiveTRPO
-            taken |= {name: taken[name] * self._n_averaged() for name in PER_DIMENSION if name in taken}
+        is_ours = "cg_residual_tol" in self.data
+        if like_trpo and "target_kl" in taken and not is_ours:
+            # sb3-contrib's KL is a mean over the dimensions, ours a sum.
+            taken["target_kl"] *= averaged_dimensions(self.data["action_space"])
         return taken
-
-    def _n_averaged(self) -> int:
-        space = self.data["action_space"]
-        return int(np.prod(space.shape)) if isinstance(space, (spaces.Box, spaces.MultiBinary)) else 1
 
 
 def check_file(path: str | Path | BufferedIOBase, algorithm: str, own_arguments: tuple[str, ...]) -> None:

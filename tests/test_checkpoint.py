@@ -22,6 +22,8 @@ from sb3_trustregion.checkpoint import (
     save_checkpoint,
     training_state,
 )
+from tests.faults.checks import numbers_of, statistics_of
+from tests.helpers import assert_same
 
 N_STEPS, N_ENVS = 32, 2
 ROLLOUT = N_STEPS * N_ENVS
@@ -59,22 +61,39 @@ def test_resumed_run_equals_one_that_reset_its_environments(
     resumed.learn(3 * ROLLOUT, reset_num_timesteps=False)
 
     assert resumed.num_timesteps == reference.num_timesteps == 6 * ROLLOUT
-    for ours, theirs in zip(resumed.policy.parameters(), reference.policy.parameters(), strict=True):
-        assert th.equal(ours, theirs)
-    statistics = [model.get_vec_normalize_env() for model in (resumed, reference)]
-    np.testing.assert_array_equal(statistics[0].obs_rms.mean, statistics[1].obs_rms.mean)
-    np.testing.assert_array_equal(statistics[0].ret_rms.var, statistics[1].ret_rms.var)
+    # Parameters, the optimiser's moments, normalisation statistics.
+    assert_same(numbers_of(resumed), numbers_of(reference))
+    assert len(statistics_of(resumed)) == 6
     if algorithm is not NPG:
-        assert resumed.region == reference.region
-        assert len(resumed.memory.rollouts) == len(reference.memory.rollouts)
+        assert len(resumed.memory.rollouts) == (2 if algorithm is AdaptiveTRPO else 0)
+        # Radius, pooled sums, the pending step, reused rollouts.
+        assert_same(resumed.memory.state_dict(), reference.memory.state_dict())
     resumed.env.close()
     reference.env.close()
 
 
 def test_the_last_few_are_kept_in_order(tmp_path: Path) -> None:
     names = [path.name for path in written(tmp_path, n_rollouts=6, keep=2, verbose=1)]
-    assert names == [f"checkpoint_{n * ROLLOUT}_steps.zip" for n in (4, 5)]
+    assert names == [f"checkpoint_{n * ROLLOUT}_steps.zip" for n in (5, 6)]
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_end_of_training_is_kept(tmp_path: Path) -> None:
+    model = make_model()
+    model.learn(3 * ROLLOUT, callback=ResumableCheckpointCallback(100 * ROLLOUT, tmp_path))
+    assert_same(numbers_of(resume(AdaptiveTRPO, tmp_path, make_env())), numbers_of(model))
+
+
+def test_checkpoints_of_a_longer_run_are_told_and_delete_nothing(tmp_path: Path) -> None:
+    longer = written(tmp_path, n_rollouts=5, keep=2)
+    with pytest.warns(UserWarning, match="longer run"):
+        found = written(tmp_path, n_rollouts=3, keep=2)
+    assert [path.name for path in found[:2]] == [f"checkpoint_{n * ROLLOUT}_steps.zip" for n in (2, 3)]
+    assert found[2:] == longer
+
+
+def test_no_folder_no_checkpoints(tmp_path: Path) -> None:
+    assert checkpoints(tmp_path / "none") == []
 
 
 def test_a_partial_file_of_a_killed_process_is_removed(tmp_path: Path) -> None:
@@ -85,7 +104,7 @@ def test_a_partial_file_of_a_killed_process_is_removed(tmp_path: Path) -> None:
 
 def test_an_ordinary_load_takes_it_too(tmp_path: Path) -> None:
     path = written(tmp_path, n_rollouts=2)[-1]
-    assert AdaptiveTRPO.load(path).num_timesteps == ROLLOUT
+    assert AdaptiveTRPO.load(path).num_timesteps == 2 * ROLLOUT
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "foreign", "without the state"])

@@ -256,12 +256,12 @@ def test_from_stock(tmp_path: Path, algorithm: type[Any], name: str) -> None:
 
 
 def test_from_stock_converts_units(tmp_path: Path) -> None:
-    """sb3-contrib averages KL and Fisher matrix over the action dimensions."""
+    """sb3-contrib averages the KL over the action dimensions; damping is per dimension here too."""
     stock_model("trpo").save(tmp_path / "trpo")
     model = AdaptiveTRPO.from_stock(tmp_path / "trpo", toy_vec_env())
-    assert (model.target_kl, model.cg_damping, model.cg_max_steps) == (2 * 0.02, 2 * 0.05, 7)
+    assert (model.target_kl, model.cg_damping, model.cg_max_steps) == (2 * 0.02, 0.05, 7)
     assert model.region.radius == 2 * 0.02
-    assert NPG.from_stock(tmp_path / "trpo", toy_vec_env()).cg_damping == 2 * 0.05
+    assert NPG.from_stock(tmp_path / "trpo", toy_vec_env()).cg_damping == 0.05
     assert AdaptiveTRPO.from_stock(tmp_path / "trpo", toy_vec_env(), target_kl=0.005).region.radius == 0.005
 
     env = toy_vec_env(action_space=ACTION_SPACES["discrete"])

@@ -6,10 +6,13 @@ distributions are measured before squashing: an invertible map changes neither t
 """
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
@@ -51,6 +54,14 @@ def check_supported(distribution: Distribution) -> None:
     if not isinstance(distribution, SUPPORTED):
         names = ", ".join(kind.__name__ for kind in SUPPORTED)
         raise ValueError(f"policy's action distribution must be one of {names}, got {type(distribution).__name__}")
+
+
+def averaged_dimensions(action_space: spaces.Space[Any]) -> int:
+    """
+    :param action_space: the action space
+    :return: over how many dimensions sb3-contrib averages KL and Fisher matrix, which are sums here
+    """
+    return math.prod(action_space.shape) if isinstance(action_space, (spaces.Box, spaces.MultiBinary)) else 1
 
 
 def distribution_parameters(distribution: Distribution) -> Parameters:

@@ -10,11 +10,11 @@ The default rule, ``noise_aware``, asks how the ratio falls with the length of a
 (the model is linear, the truth bends), so that a step gains most where half of its promise is kept, at length 1/(2θ).
 θ is a ratio of sums over the last ``window`` steps, each step weighed by its own standard error, and the radius moves
 towards the longest step that the evidence does not contradict: θ at its lower confidence limit. Where there is no
-evidence yet the radius grows; where steps were long enough to hurt, the sums say so at once; where little is promised
-any more, harm weighs more and it shrinks. What a single step promises on fresh data is mostly noise, hence a promise is
-what the step gained on its own batch times the share of such gains that held over the window. That a ratio under
-noise must be relaxed by the noise is Sun & Nocedal 2022 (arXiv 2201.00973); actual against predicted is Conn, Gould &
-Toint 2000, ch. 6.
+evidence against it the radius grows, provided that gains hold on fresh data at all; where steps were long enough to
+hurt, the sums say so at once; where little is promised any more, harm weighs more and it shrinks. What a single step
+promises on fresh data is mostly noise, hence a promise is what the step gained on its own batch times the share of such
+gains that held over the window. That a ratio under noise must be relaxed by the noise is Sun & Nocedal 2022 (arXiv
+2201.00973); actual against predicted is Conn, Gould & Toint 2000, ch. 6.
 """
 
 import math
@@ -33,6 +33,9 @@ TARGET_RATIO = 0.5
 SIGNIFICANCE = 1.25
 # Of a gain on the batch that a step was fitted to, at least so much is taken for real.
 LEAST_SHARE = 0.02
+# Standard errors of the mean share above zero from which on the radius may grow: of rewards that are all alike, say,
+# steps are noise that brings no harm to see, and nothing else would stop the radius.
+SHARE_SIGNIFICANCE = 1.0
 # What is left of the evidence on longer steps after a full shrinkage. Shorter steps say little of their own: without
 # this, one unlucky draw among the first steps is never contradicted and holds the radius down for hundreds of updates.
 REMEMBERED = 0.7
@@ -82,6 +85,7 @@ class TrustRegionState:
     :param predicted: Σ predicted improvement
     :param variance: Σ squared standard error of ``actual``
     :param share: Σ predicted/in-sample gain
+    :param share_squares: Σ of its squares, the variance of ``share`` where gains are noise
     :param weight: Σ 1, the effective number of pooled steps
     :param promised: Σ length·promise/noise
     :param gained: Σ length·actual/noise
@@ -99,6 +103,7 @@ class TrustRegionState:
     predicted: float = 0.0
     variance: float = 0.0
     share: float = 0.0
+    share_squares: float = 0.0
     weight: float = 0.0
     promised: float = 0.0
     gained: float = 0.0
@@ -194,7 +199,12 @@ def _pool(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> T
     """Add one measured step to the fading sums."""
     fade = 1.0 - 1.0 / rule.window
     noise, length = measured.noise, measured.length
-    state = replace(state, share=fade * state.share + measured.share, weight=fade * state.weight + 1.0)
+    state = replace(
+        state,
+        share=fade * state.share + measured.share,
+        share_squares=fade**2 * state.share_squares + measured.share**2,
+        weight=fade * state.weight + 1.0,
+    )
     promise = state.pooled_share * measured.in_sample
     limit = OUTLIER * (noise + promise)
     actual = min(max(measured.actual, promise - limit), promise + limit)
@@ -215,10 +225,12 @@ def _noise_aware(state: TrustRegionState, measured: Improvement) -> float:
     """Factor on the squared length towards the longest step that the pooled evidence does not contradict."""
     doubt = SIGNIFICANCE * math.sqrt(state.gained_variance)
     theta = (state.promised - state.gained - doubt) / state.leverage
+    holds = state.share >= 0.0 and state.share**2 >= SHARE_SIGNIFICANCE**2 * state.share_squares
+    growth = GROWTH if holds else 1.0
     if theta <= 0.0:
-        return GROWTH
+        return growth
     best_length = (1.0 - TARGET_RATIO) / theta
-    return min(max((best_length / measured.length) ** 2, SHRINKAGE), GROWTH)
+    return min(max((best_length / measured.length) ** 2, SHRINKAGE), growth)
 
 
 def _forget_longer_steps(state: TrustRegionState) -> TrustRegionState:

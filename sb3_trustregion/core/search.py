@@ -11,6 +11,9 @@ from sb3_trustregion.core.surrogate import Evaluation, Surrogate
 
 # xᵀFx comes by subtraction of the damping: below this share of the damped curvature it is rounding.
 CURVATURE_FLOOR = 1e-2
+# x is solved to be short by the states of the sub-sample: over all states it goes 0 to 25 % further (KL of the first
+# trial point over the radius on Hopper, HalfCheetah and CartPole), which would cost nearly every step a second trial.
+SUB_SAMPLED_SHARE = 0.8
 VANISHING = "the gradient vanishes or is not finite"
 
 
@@ -79,6 +82,8 @@ def step_size(solution: CGSolution, surrogate: Surrogate, radius: float) -> floa
     curvature = max(damped - damping, CURVATURE_FLOOR * damped)
     slope = float(surrogate.distance_gradient.dot(x))
     room = radius - surrogate.distance
+    if surrogate.fisher_product.n_states < surrogate.batch.n_samples:
+        room *= SUB_SAMPLED_SHARE
     if not math.isfinite(curvature + slope) or curvature <= 0.0:
         return math.nan
     if room <= 0.0:

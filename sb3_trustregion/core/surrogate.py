@@ -8,6 +8,7 @@ points are evaluated by a functional call, so that an interrupted search leaves 
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -105,6 +106,34 @@ class Evaluation(NamedTuple):
         return math.isfinite(self.gain) and math.isfinite(self.kl) and math.isfinite(self.distance)
 
 
+class Half(NamedTuple):
+    """
+    The model over the samples of one sign; m samples.
+
+    :param sign: +1 or -1
+    :param samples: shape (m,), which of the batch
+    :param log_probs: shape (m,), log π_k(a|s)
+    :param outputs: parameters of their distributions, batch first
+    :param gradient: shape (P,), their share of ∇L
+    :param distance_gradient: shape (P,), their share of the gradient of the distance from the data
+    """
+
+    sign: float
+    samples: th.Tensor
+    log_probs: th.Tensor
+    outputs: Parameters
+    gradient: th.Tensor
+    distance_gradient: th.Tensor
+
+
+def sum_of(tensors: Sequence[th.Tensor]) -> th.Tensor:
+    """
+    :param tensors: of one shape
+    :return: their sum
+    """
+    return th.stack(list(tensors)).sum(dim=0)
+
+
 def is_supported(evaluation: Evaluation) -> bool:
     """
     :param evaluation: the model where a step ends
@@ -150,12 +179,16 @@ class Surrogate:
         self.batch = batch
         self.origin = actor.flatten(policy)
         leaf = self.origin.clone().requires_grad_()
-        with th.enable_grad():
-            log_probs, outputs = self._forward(leaf, batch.observations, batch.actions)
-            self.log_probs = log_probs.detach()
-            self.outputs = tuple(output.detach() for output in outputs)
-            self.gradient, self.noise_gradient, self.distance_gradient = self._gradients(leaf, log_probs)
-            self.fisher_product = self._fisher(leaf, outputs, damping, fisher_sub_sampling_factor)
+        halves = [self._half(leaf, sign) for sign in (1.0, -1.0) if bool((batch.signs == sign).any())]
+        # The noise of ∇L without its mean comes with it: the difference of the halves beside their sum.
+        self.gradient = sum_of([half.gradient for half in halves])
+        self.noise_gradient = sum_of([half.sign * half.gradient for half in halves])
+        self.distance_gradient = sum_of([half.distance_gradient for half in halves])
+        in_order = th.argsort(th.cat([half.samples for half in halves]))
+        self.log_probs = th.cat([half.log_probs for half in halves])[in_order]
+        both = zip(*[half.outputs for half in halves], strict=True)
+        self.outputs = tuple(th.cat(outputs)[in_order] for outputs in both)
+        self.fisher_product = self._fisher(leaf, damping, fisher_sub_sampling_factor)
         self.distance = self._distance_from_data(self.log_probs) if batch.reused else 0.0
 
     def _forward(
@@ -164,27 +197,31 @@ class Surrogate:
         result: tuple[th.Tensor, Parameters] = self.head.at(self.actor.unflatten(vector), observations, actions)
         return result
 
-    def _gradients(self, leaf: th.Tensor, log_probs: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """∇L, the same with signs by blocks (its noise without its mean), ∇ of the distance from the data."""
-        scores = self.batch.weights * self.batch.advantages / self.batch.n_samples
-        (gradient,) = th.autograd.grad(log_probs, leaf, scores, retain_graph=True)
-        (noise,) = th.autograd.grad(log_probs, leaf, scores * self.batch.signs, retain_graph=True)
-        if not self.batch.reused:
-            return gradient, noise, th.zeros_like(gradient)
-        pull = th.expm1(self.log_probs - self.batch.log_probs) / self.batch.n_samples
-        (distance,) = th.autograd.grad(log_probs, leaf, pull, retain_graph=True)
-        return gradient, noise, distance
+    def _half(self, leaf: th.Tensor, sign: float) -> Half:
+        samples = (self.batch.signs == sign).nonzero().flatten()
+        part = self.batch.select(samples)
+        with th.enable_grad():
+            log_probs, outputs = self._forward(leaf, part.observations, part.actions)
+        scores = part.weights * part.advantages / self.batch.n_samples
+        (gradient,) = th.autograd.grad(log_probs, leaf, scores, retain_graph=part.reused)
+        distance_gradient = th.zeros_like(gradient)
+        if part.reused:
+            pull = th.expm1(log_probs.detach() - part.log_probs) / self.batch.n_samples
+            (distance_gradient,) = th.autograd.grad(log_probs, leaf, pull)
+        detached = tuple(output.detach() for output in outputs)
+        return Half(sign, samples, log_probs.detach(), detached, gradient, distance_gradient)
 
-    def _fisher(self, leaf: th.Tensor, outputs: Parameters, damping: float, factor: int) -> FisherProduct:
+    def _fisher(self, leaf: th.Tensor, damping: float, factor: int) -> FisherProduct:
         n, observations, actions = self.batch.n_samples, self.batch.observations, self.batch.actions
         if factor > 1 and n > LEAST_FISHER_STATES:
             index = th.randperm(n)[: max(n // factor, LEAST_FISHER_STATES)].to(leaf.device)
             observations, actions = take(observations, index), actions[index]
+        with th.enable_grad():
             _, outputs = self._forward(leaf, observations, actions)
-        if self.actor.differentiable_twice:
-            return FisherProduct(self.kind, outputs, leaf, damping)
-        differences = CentralDifferences(lambda vector: self._forward(vector, observations, actions)[1], leaf)
-        return FisherProduct(self.kind, outputs, leaf, damping, differences)
+            if self.actor.differentiable_twice:
+                return FisherProduct(self.kind, outputs, leaf, damping)
+            differences = CentralDifferences(lambda vector: self._forward(vector, observations, actions)[1], leaf)
+            return FisherProduct(self.kind, outputs, leaf, damping, differences)
 
     def _distance_from_data(self, log_probs: th.Tensor) -> float:
         """Mean of r - 1 - log r with r = π_θ/β: KL(β‖π_θ) by samples of β, nats (Schulman, joschu.net/blog)."""

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from sb3_trustregion.core.conjugate_gradient import CGSolution, conjugate_gradient
 from sb3_trustregion.core.search import (
+    SUB_SAMPLED_SHARE,
     Step,
     StepStatus,
     backtrack,
@@ -112,6 +113,16 @@ def test_data_outside_the_radius_leave_no_room() -> None:
     surrogate = make_surrogate("box", reused=True)
     assert step_size(solve(surrogate), surrogate, 0.5 * surrogate.distance) == 0.0
     assert step_size(solve(surrogate), surrogate, surrogate.distance) == 0.0
+
+
+def test_with_fewer_states_the_step_aims_shorter() -> None:
+    policy = make_policy("box")
+    batch = make_batch(policy, n_steps=400)
+    surrogate = Surrogate(policy, actor_of(policy), batch, 0.1, fisher_sub_sampling_factor=8)
+    assert surrogate.fisher_product.n_states < batch.n_samples
+    solution = solve(surrogate)
+    expected = math.sqrt(SUB_SAMPLED_SHARE * 2.0 * 0.01 / undamped_curvature(surrogate, solution.x))
+    assert step_size(solution, surrogate, 0.01) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0, -1.0])

@@ -65,6 +65,14 @@ def test_the_noise_gradient_is_the_gradient_with_signs(reused: bool) -> None:
     th.testing.assert_close(plain.noise_gradient, flipped.gradient, rtol=1e-10, atol=1e-14)
 
 
+def test_samples_of_one_sign() -> None:
+    policy = make_policy("box")
+    batch = make_batch(policy)
+    surrogate = Surrogate(policy, actor_of(policy), batch._replace(signs=-th.ones_like(batch.signs)), 0.1)
+    th.testing.assert_close(surrogate.noise_gradient, -surrogate.gradient)
+    th.testing.assert_close(surrogate.gradient, Surrogate(policy, actor_of(policy), batch, 0.1).gradient)
+
+
 @every_kind
 @on_and_off_policy
 def test_a_trial_point_is_what_the_policy_would_be_there(kind: str, reused: bool) -> None:

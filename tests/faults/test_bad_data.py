@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sb3_contrib import TRPO
+from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
@@ -107,6 +109,44 @@ def test_training_recovers(algorithm: type[Any], quantity: str, value: str, wrap
     assert model.n_invalid_in_a_row == 0
     assert_finite(model)
     assert score(model) > -0.3
+
+
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+@each_algorithm
+def test_training_recovers_from_constant_rewards(algorithm: type[Any], reward: float) -> None:
+    """Updates of the critic's errors alone, and then it is learned after all."""
+    n_steps = 128
+    model = make_model(algorithm, all_of_two("reward", reward, range(12 * n_steps)), n_steps=n_steps)
+    train(model, 12)
+    assert_finite(model, largest=1e6)
+    assert model.n_faulty_steps == 0
+    train(model, 20, reset_num_timesteps=False)
+    assert score(model) > -0.3
+    assert_finite(model, largest=1e6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", [TRPO, PPO, NPG, AdaptivePPO, AdaptiveTRPO])
+def test_training_recovers_from_many_zero_rewards(algorithm: type[Any]) -> None:
+    """Five times as long."""
+    n_steps = 128
+    model = make_model(algorithm, all_of_two("reward", 0.0, range(60 * n_steps)), n_steps=n_steps)
+    model.learn(90 * n_steps * 2)
+    assert score(model) > -0.3
+
+
+def test_nothing_usable_for_good_with_reused_rollouts() -> None:
+    """What was collected before is learned from until it is used up; then it is the same error."""
+    env = all_of_two("reward", math.nan, range(4 * N_STEPS, 100_000), length=None)
+    model = make_model(AdaptiveTRPO, env, n_steps=N_STEPS, n_reused_rollouts=3)
+    with pytest.warns(UserWarning, match="left out of training"):
+        updates = train(model, 6)
+    assert [update.status for update in updates] == [StepStatus.ACCEPTED] * 6
+    before = state_of(model.policy)
+    with pytest.raises(UnusableDataError, match="the reward was not finite"):
+        train(model, 2 * STOP_AFTER, reset_num_timesteps=False)
+    assert_same(state_of(model.policy), before)
+    assert_finite(model, largest=1e6)
 
 
 @pytest.mark.parametrize("wrapper", ["plain", "normalized"])

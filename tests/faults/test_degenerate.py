@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from gymnasium.wrappers import TransformReward
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
@@ -16,8 +18,18 @@ from sb3_trustregion.core.search import StepStatus
 from sb3_trustregion.core.surrogate import Evaluation, Surrogate
 from tests.environments import toy_vec_env
 from tests.faults.checks import assert_finite
-from tests.faults.environments import healthy
-from tests.helpers import ALGORITHMS, Update, actor_of, assert_same, differs, make_model, state_of, train
+from tests.faults.environments import Target, healthy
+from tests.helpers import (
+    ALGORITHMS,
+    Update,
+    actor_of,
+    assert_same,
+    differs,
+    make_model,
+    satisfy_critic,
+    state_of,
+    train,
+)
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:You have specified a mini-batch size",
@@ -91,15 +103,22 @@ def test_single_action(algorithm: type[Any], space: spaces.Space[Any]) -> None:
 
 
 @pytest.mark.parametrize("use_sde", [False, True])
-@pytest.mark.parametrize("log_std", [-20.0, 20.0])
+@pytest.mark.parametrize("log_std", [-60.0, -20.0, 20.0, 60.0])
 @each_algorithm
 def test_extreme_standard_deviation(algorithm: type[Any], log_std: float, use_sde: bool) -> None:
     model = make_model(algorithm, DummyVecEnv([healthy()] * 2), use_sde=use_sde)
     with th.no_grad():
+        initial = model.policy.log_std.clone()
         model.policy.log_std.fill_(log_std)
     updates = train(model, 5)
     assert_within_radius(model, updates)
     assert len(updates) == 5
+    # And back to work once it is sane again.
+    with th.no_grad():
+        model.policy.log_std.copy_(initial)
+    updates = train(model, 3, reset_num_timesteps=False)
+    assert_within_radius(model, updates)
+    assert updates[-1].status is StepStatus.ACCEPTED
 
 
 @pytest.mark.parametrize(("n_envs", "n_steps", "batch_size"), [(1, 2, 1), (1, 2, 2), (2, 1, 1), (2, 1, 2), (1, 3, 2)])
@@ -111,6 +130,36 @@ def test_smallest_batches(algorithm: type[Any], n_envs: int, n_steps: int, batch
     updates = train(model, 12)
     assert_within_radius(model, updates)
     assert any(update.status is StepStatus.ACCEPTED for update in updates)
+
+
+def certain(model: Any) -> None:
+    """Of three actions always the first, so surely that single precision knows of no gradient."""
+    with th.no_grad():
+        model.policy.action_net.weight.zero_()
+        model.policy.action_net.bias.copy_(th.tensor([1e4, -1e4, -1e4]))
+
+
+@each_algorithm
+def test_vanishing_gradient(algorithm: type[Any]) -> None:
+    """The actor stays as it is, the critic learns, and there is no end to it by an error."""
+    model = make_model(algorithm, DummyVecEnv([healthy(action_space=spaces.Discrete(3))] * 2))
+    certain(model)
+    start, critic = actor_of(model), state_of(model.policy.value_net)
+    updates = train(model, 12)
+    assert_within_radius(model, updates)
+    assert_same(actor_of(model), start)
+    assert differs(state_of(model.policy.value_net), critic)
+    if algorithm is not NPG:  # where no step was taken there is nothing to grow by
+        assert all(update.logged["train/radius"] == updates[0].logged["train/radius"] for update in updates)
+
+
+@pytest.mark.parametrize("normalize_advantage", [False, True])
+@each_algorithm
+def test_gradients_too_small_to_be_squared(algorithm: type[Any], normalize_advantage: bool) -> None:
+    env = DummyVecEnv([lambda: Monitor(TransformReward(Target(), lambda reward: 1e-30 * float(reward)))] * 2)
+    model = make_model(algorithm, env, normalize_advantage=normalize_advantage)
+    satisfy_critic(model, 0.0)
+    assert_within_radius(model, train(model, 6))
 
 
 def dead_network(model: Any) -> None:
@@ -134,8 +183,11 @@ def saturated(model: Any) -> None:
         model.policy.log_std.fill_(-10.0)
 
 
+SPOILT = [dead_network, no_variance, saturated]
+
+
 @pytest.mark.parametrize("damping", [0.0, 0.1])
-@pytest.mark.parametrize("spoil", [dead_network, no_variance, saturated])
+@pytest.mark.parametrize("spoil", SPOILT)
 @each_algorithm
 def test_singular_fisher_matrix(algorithm: type[Any], spoil: Callable[[Any], None], damping: float) -> None:
     kwargs = {} if algorithm is AdaptivePPO else {"cg_damping": damping}

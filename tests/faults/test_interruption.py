@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch as th
+from sb3_contrib import TRPO
+from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -27,7 +29,7 @@ from tests.faults.interrupted import MODELS, WHERE_IT_HURTS, environment, new_mo
 from tests.helpers import MEASURING, assert_same, make_model, train
 
 ROOT = Path(__file__).parents[2]
-N_KILLS = 14  # of each algorithm at random moments, and four at the worst
+N_KILLS = 17  # of each algorithm at random moments, and four at the worst
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def test_killed_over_and_over(killed: Path, name: str) -> None:
     """
     report = json.loads((killed / "report.json").read_text())
     starts = report[name]["starts"]
-    assert len(MODELS) * len(starts) >= 50
+    assert len(MODELS) * (len(starts) - 2 * len(WHERE_IT_HURTS)) >= 50
     assert report[name]["n_partial"] >= 2 * len(WHERE_IT_HURTS)
     assert starts == sorted(starts)
     assert len(set(starts)) > len(starts) // 2
@@ -84,10 +86,12 @@ def test_killed_over_and_over(killed: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_the_zoo_saves(tmp_path: Path) -> None:
-    """The model and the statistics of its observations, as they were when the key was pressed."""
+@pytest.mark.parametrize("algorithm", [TRPO, PPO, AdaptiveTRPO])
+def test_ctrl_c_in_the_zoo_saves(tmp_path: Path, algorithm: type[Any]) -> None:
+    """The model and the statistics of its observations, as they were when the key was pressed; the Zoo sees to it."""
+    name = "adaptive_trpo" if algorithm is AdaptiveTRPO else algorithm.__name__.lower()
     parameters = ["n_envs:2", "n_steps:64", "batch_size:128", "normalize:True", "n_timesteps:1e9"]
-    arguments = ["--algo", "adaptive_trpo", "--env", "CartPole-v1", "--eval-freq", "-1", "-f", "logs", "--seed", "1"]
+    arguments = ["--algo", name, "--env", "CartPole-v1", "--eval-freq", "-1", "-f", "logs", "--seed", "1"]
     command = [sys.executable, "-u", "-m", "sb3_trustregion.zoo", "train", *arguments, "-params", *parameters]
     settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "SDL_VIDEODRIVER": "dummy"}
     with (tmp_path / "output").open("w") as output:
@@ -102,11 +106,11 @@ def test_ctrl_c_in_the_zoo_saves(tmp_path: Path) -> None:
         process.kill()
         process.wait()
 
-    folder = tmp_path / "logs" / "adaptive_trpo" / "CartPole-v1_1"
+    folder = tmp_path / "logs" / name / "CartPole-v1_1"
     env = VecNormalize.load(
         str(folder / "CartPole-v1" / "vecnormalize.pkl"), make_vec_env("CartPole-v1", n_envs=2, seed=0)
     )
-    model = AdaptiveTRPO.load(folder / "CartPole-v1.zip", env=env, device="cpu")
+    model = algorithm.load(folder / "CartPole-v1.zip", env=env, device="cpu")
     assert model.num_timesteps >= 128
     assert env.obs_rms.count > 100
     assert_finite(model)

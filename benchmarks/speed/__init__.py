@@ -1,0 +1,1 @@
+"""How long updates take, beside the stock algorithms: ``make bench-speed``."""

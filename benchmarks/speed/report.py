@@ -1,0 +1,97 @@
+"""The table, as text, as CSV and as a picture."""
+
+import csv
+import re
+from pathlib import Path
+
+import matplotlib as mpl
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.speed.rows import Row, Spread
+
+BLUE, ORANGE, GREEN = (sns.color_palette("colorblind")[index] for index in (0, 1, 2))
+COLORS = {"policy step": BLUE, "critic fit": ORANGE, "train()": GREEN}
+HEADER = "medians [quartiles] of ours | of the peer | of their ratios | goal: reached"
+
+
+def line(row: Row) -> str:
+    """
+    :param row: a row
+    :return: a line of the table
+    """
+
+    def text(spread: Spread | None) -> str:
+        return f"{spread.middle:.4g} [{spread.low:.3g}, {spread.high:.3g}]" if spread else ""
+
+    goal = f"{row.goal}: {row.reached}" if row.goal else ""
+    what = f"{row.section}: {row.what}" if row.section.startswith("growth") else row.what
+    left = f"{what:<58}{row.setting:>12} {row.unit:>9} | {text(row.ours):>25}"
+    return f"{left} | {row.peer_name:<4} {text(row.peer):>24} | {text(row.ratio):>22} | {goal}"
+
+
+def write_csv(rows: list[Row], path: Path) -> None:
+    """
+    :param rows: the table
+    :param path: of the file
+    """
+    records = [row.record() for row in rows]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """
+    :param rows: the table
+    :param path: of the picture
+    """
+    mpl.rcParams["font.size"] = 9
+    figure = Figure(figsize=(13, 9), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[1.2, 1.0])
+    draw_goals(above.add_subplot(), [row for row in rows if re.fullmatch(r"\S+ [\d.]+", row.goal)])
+    sections = list(dict.fromkeys(row.section for row in rows if row.section.startswith("growth")))
+    for position, section in enumerate(sections, start=1):
+        axes = below.add_subplot(1, len(sections), position)
+        draw_growth(axes, [row for row in rows if row.section == section and row.ratio])
+        axes.set_xlabel(section.removeprefix("growth in "))
+        if position == 1:
+            axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def draw_goals(axes: Axes, rows: list[Row]) -> None:
+    """
+    Ratios with their quartiles, and what they were to reach.
+
+    :param axes: where to draw
+    :param rows: those with a ratio as a goal
+    """
+    for position, row in enumerate(rows):
+        assert row.ratio is not None
+        middle, low, high = row.ratio
+        color = GREEN if row.reached == "yes" else ORANGE
+        axes.barh(position, middle, xerr=[[middle - low], [high - middle]], color=color, height=0.6, alpha=0.85)
+        axes.plot([float(row.goal.split()[1])] * 2, [position - 0.4, position + 0.4], color="black", linewidth=2)
+    labels = [f"{row.what}, {row.setting}" + (f" ({row.peer_name})" if row.section == "learn" else "") for row in rows]
+    axes.set_yticks(range(len(rows)), labels)
+    axes.invert_yaxis()
+    axes.set_xlabel("ours / peer; black: the goal, samples per second of learn() above it, all else below it")
+
+
+def draw_growth(axes: Axes, rows: list[Row]) -> None:
+    """
+    Milliseconds by size, ours solid and the peer dashed.
+
+    :param axes: where to draw
+    :param rows: of one axis
+    """
+    for what, color in COLORS.items():
+        points = [row for row in rows if row.what == what]
+        sizes = [int(row.setting) for row in points]
+        axes.loglog(sizes, [row.ours.middle for row in points], "o-", color=color, label=what)
+        axes.loglog(sizes, [row.peer.middle for row in points], "o--", color=color, alpha=0.6, label=f"{what}, stock")
+    axes.set_ylabel("ms")
+    axes.grid(alpha=0.3)

@@ -1,0 +1,81 @@
+"""``docs/faults.md``: each row of its tables names tests, those exist, and its example runs."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sb3_trustregion.checkpoint import checkpoints
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "faults.md"
+COLUMNS = ["Fault", "Stock TRPO", "Stock PPO", "Ours", "Shown by"]
+
+
+def rows() -> list[list[str]]:
+    """The cells of every table with these columns, without their heads."""
+    lines = [line for line in DOCUMENT.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [row for row in cells if row[0] != COLUMNS[0] and set("".join(row)) != {"-"}]
+
+
+def named(text: str) -> list[str]:
+    return re.findall(r"`(test_\w+(?:\.py)?::test_\w+)`", text)
+
+
+def existing() -> set[str]:
+    """``file::test``, of the fault tests and of those beside them."""
+    return {
+        f"{path.name}::{node.name}"
+        for path in [*(ROOT / "tests" / "faults").glob("test_*.py"), *(ROOT / "tests").glob("test_*.py")]
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    }
+
+
+def test_named_tests_exist() -> None:
+    assert set(named(DOCUMENT.read_text(encoding="utf-8"))) <= existing()
+
+
+def test_every_row_is_shown_by_a_test() -> None:
+    assert len(rows()) > 20
+    for row in rows():
+        assert len(row) == len(COLUMNS)
+        assert all(row)
+        assert named(row[-1]), row[0]
+
+
+def test_every_fault_test_is_in_the_document() -> None:
+    """What is not named there is not known to the reader."""
+    of_faults = {
+        f"{path.name}::{node.name}"
+        for path in (ROOT / "tests" / "faults").glob("test_*.py")
+        if path != Path(__file__)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+    assert of_faults <= set(named(DOCUMENT.read_text(encoding="utf-8")))
+
+
+@pytest.mark.slow
+def test_the_example_goes_on(tmp_path: Path) -> None:
+    """With other numbers; a second time with a longer way to go."""
+    (example,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), flags=re.DOTALL)
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for total, newest in (("1_024", 1024), ("2_048", 2048)):
+        changes = {"1_000_000": total, "50_000": "256", "seed=1)": "seed=1, n_steps=64, batch_size=64)"}
+        program = example
+        for text, other in changes.items():
+            assert program.count(text) == 1
+            program = program.replace(text, other)
+        (tmp_path / "example.py").write_text(program, encoding="utf-8")
+        result = subprocess.run(
+            [sys.executable, "example.py"], cwd=tmp_path, env=settings, timeout=120, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        kept = [int(path.name.split("_")[1]) for path in checkpoints(tmp_path / "checkpoints")]
+        assert kept == [newest - 512, newest - 256, newest]
