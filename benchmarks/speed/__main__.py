@@ -1,5 +1,5 @@
 """
-``python -m benchmarks.speed``: measure, print, write ``speed.csv`` and ``speed.png``.
+``python -m benchmarks.speed``: measure, print, write ``speed.csv``, ``speed.md``, ``speed.png``.
 
 Every figure is a ratio within one run: ours and the peer take turns on the same batch. PyTorch has one thread.
 """
@@ -15,7 +15,7 @@ from benchmarks.speed.growth import growth_rows
 from benchmarks.speed.learning import learn_rows
 from benchmarks.speed.memory import memory_rows
 from benchmarks.speed.plan import CUDA, QUICK, Plan
-from benchmarks.speed.report import HEADER, draw, line, write_csv
+from benchmarks.speed.report import HEADER, draw, line, write_csv, write_markdown
 from benchmarks.speed.rows import Row
 from benchmarks.speed.updates import update_rows
 
@@ -69,6 +69,7 @@ def main() -> None:
     if tuple(arguments.only) == SECTIONS:
         name = "speed" if on_cpu else "speed-cuda"
         write_csv(rows, arguments.output / f"{name}.csv")
+        write_markdown(rows, arguments.output / f"{name}.md")
         draw(rows, arguments.output / f"{name}.png")
 
 

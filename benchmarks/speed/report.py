@@ -21,14 +21,10 @@ def line(row: Row) -> str:
     :param row: a row
     :return: a line of the table
     """
-
-    def text(spread: Spread | None) -> str:
-        return f"{spread.middle:.4g} [{spread.low:.3g}, {spread.high:.3g}]" if spread else ""
-
     goal = f"{row.goal}: {row.reached}" if row.goal else ""
     what = f"{row.section}: {row.what}" if row.section.startswith("growth") else row.what
-    left = f"{what:<58}{row.setting:>12} {row.unit:>9} | {text(row.ours):>25}"
-    return f"{left} | {row.peer_name:<4} {text(row.peer):>24} | {text(row.ratio):>22} | {goal}"
+    left = f"{what:<58}{row.setting:>12} {row.unit:>9} | {text(row.ours, 3):>25}"
+    return f"{left} | {row.peer_name:<4} {text(row.peer, 3):>24} | {text(row.ratio, 3):>22} | {goal}"
 
 
 def write_csv(rows: list[Row], path: Path) -> None:
@@ -41,6 +37,53 @@ def write_csv(rows: list[Row], path: Path) -> None:
         writer = csv.DictWriter(file, list(records[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(records)
+
+
+def write_markdown(rows: list[Row], path: Path) -> None:
+    """
+    The questions, then how cost grows, without the points between.
+
+    :param rows: the table
+    :param path: of the file
+    """
+    questions = [row for row in rows if row.ratio and not row.section.startswith("growth")]
+    growth = [row for row in rows if row.setting == "exponent"]
+    lines = [
+        "# How long updates take",
+        "",
+        "Written by `make bench-speed`, with every figure in the CSV file beside it. Medians; in brackets quartiles of",
+        "the ratios of neighbouring measurements. Gain and loss: means and, in brackets, less and plus a standard error.",
+        "",
+        "| what | of | unit | ours | peer | | ours / peer | goal | reached |",
+        "|---|---|---|---:|---:|---|---:|---|---|",
+        *["| " + " | ".join(cells(row)) + " |" for row in questions],
+        "",
+        "How time grows: exponent over all sizes, in brackets the least and the largest between neighbouring sizes.",
+        "",
+        "| | | ours | stock TRPO |",
+        "|---|---|---:|---:|",
+        *[f"| {row.section} | {row.what} | {text(row.ours, 2)} | {text(row.peer, 2)} |" for row in growth],
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def cells(row: Row) -> list[str]:
+    """
+    :param row: a row with a ratio
+    :return: its cells in Markdown
+    """
+    figures = [f"{row.ours.middle:.3g}", f"{row.peer.middle:.3g}"]
+    goal = row.goal.replace("<=", "≤")
+    return [row.what, row.setting, row.unit, *figures, row.peer_name, text(row.ratio, 3), goal, row.reached]
+
+
+def text(spread: Spread | None, digits: int) -> str:
+    """
+    :param spread: a median with its quartiles
+    :param digits: that count
+    :return: all three
+    """
+    return "" if spread is None else "{:.{n}g} [{:.{n}g}, {:.{n}g}]".format(*spread, n=digits)
 
 
 def draw(rows: list[Row], path: Path) -> None:

@@ -85,16 +85,15 @@ def gain_at_radius(judge: Surrogate, direction: th.Tensor) -> float:
     return judge.at(judge.origin + scale * direction).gain
 
 
-def held_out_gains(duel: Duel) -> tuple[float, float]:
+def held_out_gains(duel: Duel, fitted: Batch, fresh: Batch) -> tuple[float, float]:
     """
-    Directions from the first half of the rollout, judged on the second.
-
-    :param duel: with a rollout collected
+    :param duel: both algorithms, whose policies are the same
+    :param fitted: a rollout of theirs, from which the directions are
+    :param fresh: another one of theirs, which judges them
     :return: gain of ours and of stock at the same joint KL
     """
-    ours, batch = duel.ours, duel.batch()
-    fitted, fresh = (centred(batch.select(index), scale=False) for index in th.arange(batch.n_samples).chunk(2))
-    judge = Surrogate(ours.policy, ours.actor, fresh, damping=0.0)
+    ours, fitted = duel.ours, centred(fitted, scale=False)
+    judge = Surrogate(ours.policy, ours.actor, centred(fresh, scale=False), damping=0.0)
     surrogate = ours._surrogate(fitted)
     mine = ours._solve(surrogate, surrogate.gradient).x
     stock = stock_model(duel.stock, fitted)
@@ -134,15 +133,19 @@ class RealRun:
         for update in range(n_updates):
             self.duel.collect()
             if judged and update > 1:
-                self._judge(self.duel.batch())
+                self._judge()
             times = self.duel.train(stock_first=update % 2 == 1)
             if times is not None and update > 1:
                 for part, pairs in self.times.items():
                     pairs.add(*(getattr(one, part) for one in times))
 
-    def _judge(self, batch: Batch) -> None:
-        self.losses.add(value_loss(self.duel.ours, batch), value_loss(self.duel.stock, batch))
-        self.gains.add(*held_out_gains(self.duel))
+    def _judge(self) -> None:
+        """Two rollouts of one policy: the second judges directions that are from the first, and is trained on."""
+        fitted = self.duel.batch()
+        self.duel.collect()
+        fresh = self.duel.batch()
+        self.losses.add(value_loss(self.duel.ours, fresh), value_loss(self.duel.stock, fresh))
+        self.gains.add(*held_out_gains(self.duel, fitted, fresh))
 
 
 def gain_row(gains: Pairs, setting: str) -> Row:
@@ -158,6 +161,18 @@ def gain_row(gains: Pairs, setting: str) -> Row:
     spreads = mean_and_stderr(ours), mean_and_stderr(peer), ratio
     what, goal = "held-out gain at the same KL, means ± stderr", "1 within 2 stderr, or above"
     return Row("update", what, setting, "reward", "TRPO", len(ours), *spreads, goal, reached)
+
+
+def loss_row(losses: Pairs, setting: str) -> Row:
+    """
+    :param losses: of both critics on data that they were not fitted to
+    :param setting: the network
+    :return: medians and quartiles, and for a ratio the geometric mean with its standard error
+    """
+    row = losses.row("update", "critic's loss on the next rollout", setting, "reward²")
+    logs = mean_and_stderr(np.log(losses.ours) - np.log(losses.peer))
+    reached = "yes" if 2.0 * logs.low - logs.middle <= 0.0 else "no"
+    return row._replace(ratio=Spread(*np.exp(logs)), goal="1 within 2 stderr, or below", reached=reached)
 
 
 def mean_and_stderr(values: Any) -> Spread:
@@ -187,7 +202,7 @@ def update_rows(plan: Plan, width: int, device: str) -> Iterator[Row]:
         yield run.times[part].row("update", PARTS[part], name, "ms", goal)
     if is_task:
         yield gain_row(run.gains, name)
-        yield run.losses.row("update", "critic's loss on the next rollout", name, "reward²", "<= 1.0")
+        yield loss_row(run.losses, name)
     reusing = RealRun(Duel(*env_for(width, plan.n_steps), width, device, n_reused_rollouts=4))
     reusing.go(max(plan.n_updates // 4, 5), judged=False)
     yield reusing.times["train"].row("update", "train(), 4 reused rollouts", name, "ms", "<= 1.0")

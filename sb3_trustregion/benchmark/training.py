@@ -55,7 +55,7 @@ RECORDED = (
     "radius", "rho", "pooled_rho", "pooled_rho_stderr", "actual_improvement", "predicted_improvement",
     "improvement_stderr", "kl_divergence", "kl_divergence_loss", "approx_kl", "distance_from_data", "clip_range",
     "clip_fraction", "n_rollbacks", "n_feedback_decisions", "n_rollouts", "same_batch_ratio", "reliability",
-    "noise_scale", "explained_variance", "value_loss", "std", "learning_rate",
+    "pooled_share", "explained_variance", "value_loss", "std", "learning_rate",
 )  # fmt: skip
 
 
