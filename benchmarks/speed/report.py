@@ -52,7 +52,7 @@ def write_markdown(rows: list[Row], path: Path) -> None:
         "# How long updates take",
         "",
         "Written by `make bench-speed`, with every figure in the CSV file beside it. Medians; in brackets quartiles of",
-        "the ratios of neighbouring measurements. Gain and loss: means and, in brackets, less and plus a standard error.",
+        "the ratios of neighbouring measurements. Gain and loss: means, in brackets less and plus a standard error.",
         "",
         "| what | of | unit | ours | peer | | ours / peer | goal | reached |",
         "|---|---|---|---:|---:|---|---:|---|---|",
