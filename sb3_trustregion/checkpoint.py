@@ -65,14 +65,15 @@ class ResumableCheckpointCallback(BaseCallback):
 
     def _init_callback(self) -> None:
         self.save_path.mkdir(parents=True, exist_ok=True)
-        for partial in self.save_path.glob(f"{self.name_prefix}_*{TEMPORARY}"):
-            partial.unlink(missing_ok=True)
+        for partial in self.save_path.glob(f"*{TEMPORARY}"):
+            if steps_of(partial.with_suffix(""), self.name_prefix) >= 0:
+                partial.unlink(missing_ok=True)
         self._last_saved = self.model.num_timesteps
         later = self._kept(later=True)
         if later:
             warnings.warn(
-                f"{self.save_path} holds checkpoints of a longer run ({later[-1].name}), which `resume` would take: "
-                "resume from them, or choose another save_path or name_prefix",
+                f"{self.save_path} holds checkpoints of a longer run ({later[-1].name}), which `resume` takes where "
+                "they are complete: resume from them, or choose another save_path or name_prefix",
                 stacklevel=2,
             )
 

@@ -1,7 +1,9 @@
 """
 ``python -m benchmarks.speed``: measure, print, write ``speed.csv``, ``speed.md``, ``speed.png``.
 
-Every figure is a ratio within one run: ours and the peer take turns on the same batch. PyTorch has one thread.
+Every figure is a ratio within one run, in which ours and the peer take turns; updates are of the same batch. On a CPU
+the clock is that of this process alone, so that others on the machine disturb less; on CUDA it is the wall clock, read
+after synchronising. PyTorch has one thread.
 """
 
 import argparse
@@ -66,7 +68,7 @@ def main() -> None:
         print(line(row), flush=True)
     if on_cpu:
         print("on a GPU, with a CNN and 1024x1024 too: not run here; run python -m benchmarks.speed --device cuda")
-    if tuple(arguments.only) == SECTIONS:
+    if set(arguments.only) == set(SECTIONS):
         name = "speed" if on_cpu else "speed-cuda"
         write_csv(rows, arguments.output / f"{name}.csv")
         write_markdown(rows, arguments.output / f"{name}.md")

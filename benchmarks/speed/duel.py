@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from benchmarks.speed.plan import CNN
 from sb3_trustregion import AdaptiveTRPO
+from sb3_trustregion.core.rollouts import advantages
 from sb3_trustregion.core.surrogate import Batch
 
 Clock = Callable[[], float]
@@ -108,7 +109,8 @@ class Times(NamedTuple):
     """
     Of one ``train()``.
 
-    :param policy: gradient, direction and line search, milliseconds
+    :param policy: tensors of the rollout, gradient, direction and line search, milliseconds; what ours measures of the
+        step before, and what it promises of this one, are in ``train`` alone
     :param critic: fit of the critic, milliseconds
     :param train: all of it, milliseconds
     """
@@ -125,7 +127,8 @@ class Duel:
     """
     Ours on a run, and a stock TRPO with its defaults that is given the same actor and the same rollouts.
 
-    Each keeps its own critic and its own optimiser's state.
+    Each keeps its own critic and its own optimiser's state; both are fitted to the same returns, which our critic had a
+    part in.
 
     :param env: where ours learns
     :param n_steps: length of a rollout
@@ -164,6 +167,14 @@ class Duel:
         assert rollout is not None
         return self.ours._make_batch([self.ours._newest(rollout, self.ours._snapshot_normalizer())])
 
+    def monte_carlo(self) -> th.Tensor:
+        """Returns of the rollout in which no critic has a part, but for the ends, where ours has."""
+        rollout = self.ours.recorder._rollout
+        assert rollout is not None
+        newest = self.ours._newest(rollout, self.ours._snapshot_normalizer())
+        gained = advantages(newest.residuals, rollout.dones, self.ours.gamma, 1.0)
+        return self.ours._tensor((gained + newest.values).ravel())
+
     def train(self, stock_first: bool) -> tuple[Times, Times] | None:
         """
         Both update.
@@ -181,14 +192,15 @@ class Duel:
     def _train_ours(self) -> Times | None:
         marks: Marks = {}
         with (
-            spied(self.ours, "_centred", marks, self.clock),
+            spied(self.ours, "_make_batch", marks, self.clock),
             spied(self.ours, "_take_step", marks, self.clock),
             spied(self.ours, "_fit_critic", marks, self.clock),
         ):
             whole = timed(self.clock, self.ours.train)
         if "_fit_critic" not in marks:
             return None
-        ((begin, _),), ((end, _),), ((fit, fitted),) = marks["_centred"], marks["_take_step"], marks["_fit_critic"]
+        begin = marks["_make_batch"][0][0]  # it is made anew for the critic where rollouts are reused
+        ((_, end),), ((fit, fitted),) = marks["_take_step"], marks["_fit_critic"]
         return Times(1e3 * (end - begin), 1e3 * (fitted - fit), whole)
 
     def _train_stock(self) -> Times:

@@ -81,8 +81,9 @@ def peak(kind: str, width: int, n_steps: int, device: str) -> float:
     results = context.Queue()
     process = context.Process(target=measure, args=(kind, width, n_steps, device, results))
     process.start()
+    needed = float(results.get(timeout=600.0))
     process.join()
-    return float(results.get(timeout=1.0))
+    return needed
 
 
 def memory_rows(plan: Plan, device: str) -> Iterator[Row]:

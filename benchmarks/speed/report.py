@@ -51,8 +51,9 @@ def write_markdown(rows: list[Row], path: Path) -> None:
     lines = [
         "# How long updates take",
         "",
-        "Written by `make bench-speed`, with every figure in the CSV file beside it. Medians; in brackets quartiles of",
-        "the ratios of neighbouring measurements. Gain and loss: means, in brackets less and plus a standard error.",
+        "Written by `python -m benchmarks.speed`, with every figure in the CSV file beside it. Medians; in brackets",
+        "quartiles of the ratios of neighbouring measurements. Gain and loss: means, in brackets less and plus a",
+        "standard error. Memory is what `train()` needs beyond what is there before it.",
         "",
         "| what | of | unit | ours | peer | | ours / peer | goal | reached |",
         "|---|---|---|---:|---:|---|---:|---|---|",

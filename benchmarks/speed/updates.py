@@ -144,7 +144,8 @@ class RealRun:
         fitted = self.duel.batch()
         self.duel.collect()
         fresh = self.duel.batch()
-        self.losses.add(value_loss(self.duel.ours, fresh), value_loss(self.duel.stock, fresh))
+        judge = fresh._replace(returns=self.duel.monte_carlo())
+        self.losses.add(value_loss(self.duel.ours, judge), value_loss(self.duel.stock, judge))
         self.gains.add(*held_out_gains(self.duel, fitted, fresh))
 
 

@@ -34,7 +34,7 @@ SIGNIFICANCE = 1.25
 # Of a gain on the batch that a step was fitted to, at least so much is taken for real.
 LEAST_SHARE = 0.02
 # Standard errors of the mean share above zero from which on the radius may grow: of rewards that are all alike, say,
-# steps are noise that brings no harm to see, and nothing else would stop the radius.
+# steps are noise that brings no harm to see, and little else would hold the radius back.
 SHARE_SIGNIFICANCE = 1.0
 # What is left of the evidence on longer steps after a full shrinkage. Shorter steps say little of their own: without
 # this, one unlucky draw among the first steps is never contradicted and holds the radius down for hundreds of updates.
@@ -225,7 +225,7 @@ def _noise_aware(state: TrustRegionState, measured: Improvement) -> float:
     """Factor on the squared length towards the longest step that the pooled evidence does not contradict."""
     doubt = SIGNIFICANCE * math.sqrt(state.gained_variance)
     theta = (state.promised - state.gained - doubt) / state.leverage
-    holds = state.share >= 0.0 and state.share**2 >= SHARE_SIGNIFICANCE**2 * state.share_squares
+    holds = state.share > 0.0 and state.share**2 >= SHARE_SIGNIFICANCE**2 * state.share_squares
     growth = GROWTH if holds else 1.0
     if theta <= 0.0:
         return growth

@@ -69,7 +69,8 @@ def step_size(solution: CGSolution, surrogate: Surrogate, radius: float) -> floa
     How far along x the quadratic model of the distance reaches the radius.
 
     Solves d + α·hᵀx + ½α²·xᵀFx = δ, with d and h the distance from the data and its gradient at θ_k. On-policy both
-    vanish and this is TRPO's α = √(2δ/xᵀFx) (Schulman et al. 2015, appendix C).
+    vanish and this is TRPO's α = √(2δ/xᵀFx) (Schulman et al. 2015, appendix C). With a Fisher matrix over less than
+    half of the states only ``SUB_SAMPLED_SHARE`` of δ - d is aimed at.
 
     :param solution: x and its curvature
     :param surrogate: the model
@@ -82,7 +83,7 @@ def step_size(solution: CGSolution, surrogate: Surrogate, radius: float) -> floa
     curvature = max(damped - damping, CURVATURE_FLOOR * damped)
     slope = float(surrogate.distance_gradient.dot(x))
     room = radius - surrogate.distance
-    if surrogate.fisher_product.n_states < surrogate.batch.n_samples:
+    if 2 * surrogate.fisher_product.n_states <= surrogate.batch.n_samples:
         room *= SUB_SAMPLED_SHARE
     if not math.isfinite(curvature + slope) or curvature <= 0.0:
         return math.nan

@@ -214,7 +214,9 @@ class Surrogate:
     def _fisher(self, leaf: th.Tensor, damping: float, factor: int) -> FisherProduct:
         n, observations, actions = self.batch.n_samples, self.batch.observations, self.batch.actions
         if factor > 1 and n > LEAST_FISHER_STATES:
-            index = th.randperm(n)[: max(n // factor, LEAST_FISHER_STATES)].to(leaf.device)
+            # A generator of its own: measuring must cost PPO no random number.
+            order = th.randperm(n, generator=th.Generator().manual_seed(0))
+            index = order[: max(n // factor, LEAST_FISHER_STATES)].to(leaf.device)
             observations, actions = take(observations, index), actions[index]
         with th.enable_grad():
             _, outputs = self._forward(leaf, observations, actions)

@@ -216,6 +216,32 @@ def test_a_rule_out_of_range_is_refused(argument: str, value: Any, message: str)
 # Checkpoints
 
 
+def after_shares(shares: list[float], state: TrustRegionState = START) -> TrustRegionState:
+    """Steps that keep all that they promise, of whose gain on their own batch these shares hold on fresh data."""
+    for share in shares:
+        state = update_radius(state, STEP._replace(predicted=share, actual=max(share, 0.0)), RULE)
+    return state
+
+
+def test_gains_that_do_not_hold_let_nothing_grow() -> None:
+    assert after_shares([0.0] * 30).radius <= START.radius
+    noise = after_shares([-0.3, 0.3] * 15)
+    assert noise.factor <= 1.0
+    assert noise.radius <= START.radius
+
+
+def test_small_gains_that_hold_let_it_grow() -> None:
+    assert after_shares([0.05] * 10).radius == pytest.approx(START.radius * GROWTH**10)
+    # A mean of two standard errors.
+    assert after_shares([-0.15, 0.3] * 15).factor == GROWTH
+
+
+def test_a_state_without_the_squares_of_shares_goes_on() -> None:
+    older = after_shares([0.2] * 5).as_dict()
+    del older["share_squares"]
+    assert after_shares([0.2], TrustRegionState.from_dict(older)).share_squares == pytest.approx(0.04)
+
+
 def some_state() -> TrustRegionState:
     state = START
     for i in range(20):

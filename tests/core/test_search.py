@@ -119,10 +119,20 @@ def test_with_fewer_states_the_step_aims_shorter() -> None:
     policy = make_policy("box")
     batch = make_batch(policy, n_steps=400)
     surrogate = Surrogate(policy, actor_of(policy), batch, 0.1, fisher_sub_sampling_factor=8)
-    assert surrogate.fisher_product.n_states < batch.n_samples
+    assert 2 * surrogate.fisher_product.n_states <= batch.n_samples
     solution = solve(surrogate)
     expected = math.sqrt(SUB_SAMPLED_SHARE * 2.0 * 0.01 / undamped_curvature(surrogate, solution.x))
     assert step_size(solution, surrogate, 0.01) == pytest.approx(expected, rel=1e-6)
+
+
+def test_with_fewer_states_the_first_trial_is_within_the_radius_as_a_rule() -> None:
+    policy = make_policy("box")
+    n_backtracks = []
+    for seed in range(12):
+        batch = make_batch(policy, seed=seed, n_steps=400)
+        surrogate = Surrogate(policy, actor_of(policy), batch, 0.3, fisher_sub_sampling_factor=8)
+        n_backtracks.append(search(surrogate, 0.01).n_backtracks)
+    assert sum(n == 0 for n in n_backtracks) >= 9
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0, -1.0])

@@ -343,7 +343,6 @@ KILLED_WHILE_SAVING = """
 import os, signal, sys
 import torch as th
 from stable_baselines3.common.callbacks import CheckpointCallback
-from stable_baselines3.common.distributions import kl_divergence
 from tests.faults.test_stock import PPO, TRPO, DummyVecEnv, healthy, make_model
 
 model = make_model({"TRPO": TRPO, "PPO": PPO}[sys.argv[1]], DummyVecEnv([healthy()] * 2))

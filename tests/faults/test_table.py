@@ -18,9 +18,14 @@ COLUMNS = ["Fault", "Stock TRPO", "Stock PPO", "Ours", "Shown by"]
 
 def rows() -> list[list[str]]:
     """The cells of every table with these columns, without their heads."""
-    lines = [line for line in DOCUMENT.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return [row for row in cells if row[0] != COLUMNS[0] and set("".join(row)) != {"-"}]
+    found: list[list[str]] = []
+    inside = False
+    for line in DOCUMENT.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        inside = line.startswith("|") and (inside or cells == COLUMNS)
+        if inside and cells != COLUMNS and set("".join(cells)) != {"-"}:
+            found.append(cells)
+    return found
 
 
 def named(text: str) -> list[str]:
