@@ -76,7 +76,7 @@ SAMPLERS: dict[str, Sampler] = {
 
 def _suggest_natural_gradient_params(trial: "optuna.Trial") -> dict[str, Any]:
     """
-    Suggest what NPG and AdaptiveTRPO share, over RL Zoo's ranges for TRPO, learning rates for larger batches included.
+    Suggest what NPG and AdaptiveTRPO share, over RL Zoo's ranges for TRPO.
 
     :param trial: Optuna trial
     :return: Suggested values, as ``convert_onpolicy_params`` of RL Zoo takes them
@@ -86,7 +86,7 @@ def _suggest_natural_gradient_params(trial: "optuna.Trial") -> dict[str, Any]:
         "n_steps_pow": trial.suggest_int("n_steps_pow", 5, 12),
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True),
         "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 0.0001, 0.1, log=True),
-        "learning_rate": trial.suggest_float("learning_rate", 1e-5, 0.01, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 1e-5, 0.002, log=True),
         "n_critic_updates": trial.suggest_int("n_critic_updates", 5, 30),
         "cg_max_steps": trial.suggest_int("cg_max_steps", 5, 30),
         "net_arch": trial.suggest_categorical("net_arch", ["small", "medium"]),
