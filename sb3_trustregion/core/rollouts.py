@@ -221,7 +221,8 @@ def distance(ratios: FloatArray) -> float:
     :param ratios: π/β
     :return: nats
     """
-    return float(np.mean(ratios - 1.0 - np.log(ratios)))
+    with np.errstate(divide="ignore"):  # a ratio that underflows is infinitely far
+        return float(np.mean(ratios - 1.0 - np.log(ratios)))
 
 
 def is_finite_rollout(rollout: Rollout) -> bool:

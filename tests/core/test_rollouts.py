@@ -239,6 +239,11 @@ def test_the_distance_is_the_kl_by_samples() -> None:
     assert distance(np.exp(log_ratios)) == pytest.approx(exact, rel=0.03)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_ratio_that_underflows_is_infinitely_far() -> None:
+    assert distance(np.array([1.0, 0.0])) == np.inf
+
+
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1))
 def test_the_distance_is_never_negative(ratios: list[float]) -> None:
     assert distance(np.array(ratios)) >= -1e-12
