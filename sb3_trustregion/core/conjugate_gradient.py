@@ -35,27 +35,28 @@ def conjugate_gradient(
     :param residual_tol: stop at this relative residual, 0 spends all steps
     :return: the solution
     """
+    on_cpu = g.device.type == "cpu"
     x, r, p = th.zeros_like(g), g.clone(), g.clone()
     rr = r.dot(r)
     gg = rr.clone()
-    threshold = residual_tol**2 * gg
     tiny = th.finfo(g.dtype).tiny
+    threshold = th.clamp(residual_tol**2 * gg, min=tiny)
     n_steps = 0
     for _ in range(max_steps):
-        active = rr > th.clamp(threshold, min=tiny)
-        if g.device.type == "cpu" and not active:
+        active = rr > threshold
+        if on_cpu and not active:
             break
         Ap = product(p)
         curvature = p.dot(Ap)
         active = active & (curvature > 0.0) & th.isfinite(curvature)
-        if g.device.type == "cpu" and not active:
+        if on_cpu and not active:
             break
-        alpha = th.where(active, rr / curvature, 0.0)
+        alpha = rr / curvature
+        next_x, next_r = th.addcmul(x, alpha, p), th.addcmul(r, alpha, Ap, value=-1)
         # where, not a product with zero: 0·inf would let a broken direction in.
-        x = th.where(active, x + alpha * p, x)
-        r = th.where(active, r - alpha * Ap, r)
+        x, r = (next_x, next_r) if on_cpu else (th.where(active, next_x, x), th.where(active, next_r, r))
         new_rr = r.dot(r)
-        p = r + th.where(active, new_rr / rr, 0.0) * p
+        p = th.addcmul(r, th.where(active, new_rr / rr, 0.0), p)
         rr = new_rr
         n_steps += 1
     residual = th.sqrt(rr / th.clamp(gg, min=tiny))
