@@ -2,6 +2,7 @@
 
 import inspect
 import random
+import signal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -192,3 +193,8 @@ def assert_healthy(model: Any, updates: list[Update]) -> None:
             assert 0.0 < update.logged[bounded] <= update.logged["train/radius"]
             if model.n_reused_rollouts == 1 and model.sub_sampling_factor == 1:
                 assert 0.0 < update.kl <= update.logged["train/radius"] * (1.0 + 1e-3) + 1e-6
+
+
+def heed_ctrl_c() -> None:
+    """For ``preexec_fn``: jobs in a shell's background ignore Ctrl-C, and so does what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -21,6 +21,7 @@ from sb3_trustregion.benchmark.campaign import Options, Summary, carry_out
 from sb3_trustregion.benchmark.grid import Grid, make_grid
 from sb3_trustregion.benchmark.results import Results, Run
 from sb3_trustregion.benchmark.runs import EPISODES_FILE, MISMATCH_FILE, RUN_FILE, TRACEBACK_FILE
+from tests.helpers import heed_ctrl_c
 
 pytestmark = pytest.mark.slow
 
@@ -291,7 +292,7 @@ def are_gone(processes: list[psutil.Process]) -> bool:
 def start_grid(output: Path, *options: str) -> subprocess.Popen[bytes]:
     tasks = ["--tasks", "CartPole-v1", "--variants", "trpo-default", "--n-timesteps", "2048", "--seeds"]
     command = [sys.executable, "-m", "sb3_trustregion.benchmark", "run", "--output", str(output), *options, *tasks]
-    return subprocess.Popen([*command, "1000", "1001", "1002"], start_new_session=True)
+    return subprocess.Popen([*command, "1000", "1001", "1002"], start_new_session=True, preexec_fn=heed_ctrl_c)
 
 
 def test_a_stopped_grid_goes_on(tmp_path: Path) -> None:

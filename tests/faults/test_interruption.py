@@ -26,7 +26,7 @@ from sb3_trustregion.measurement import MeasuringAlgorithm
 from tests.faults.checks import assert_finite, numbers_of
 from tests.faults.environments import healthy
 from tests.faults.interrupted import MODELS, WHERE_IT_HURTS, environment, new_model
-from tests.helpers import MEASURING, assert_same, make_model, train
+from tests.helpers import MEASURING, assert_same, heed_ctrl_c, make_model, train
 
 ROOT = Path(__file__).parents[2]
 N_KILLS = 17  # of each algorithm at random moments, and four at the worst
@@ -96,7 +96,12 @@ def test_ctrl_c_in_the_zoo_saves(tmp_path: Path, algorithm: type[Any]) -> None:
     settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "SDL_VIDEODRIVER": "dummy"}
     with (tmp_path / "output").open("w") as output:
         process = subprocess.Popen(
-            command, cwd=tmp_path, env={**os.environ, **settings}, stdout=output, stderr=subprocess.STDOUT
+            command,
+            cwd=tmp_path,
+            env={**os.environ, **settings},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=heed_ctrl_c,
         )
     try:
         wait_for("train/", tmp_path / "output", process)  # the log of the first update
