@@ -17,6 +17,7 @@ from benchmarks.speed.plan import CNN
 from sb3_trustregion import AdaptiveTRPO
 from sb3_trustregion.core.rollouts import advantages
 from sb3_trustregion.core.surrogate import Batch
+from sb3_trustregion.recording import LearningData
 
 Clock = Callable[[], float]
 # By name: when it was called and when it returned.
@@ -161,18 +162,20 @@ class Duel:
         for name in ours.actor.names:
             theirs[name].copy_(mine[name])
 
-    def batch(self) -> Batch:
-        """The rollout as ours learns from it."""
+    def newest(self) -> LearningData:
+        """The rollout as ours sees it."""
         rollout = self.ours.recorder._rollout
         assert rollout is not None
-        return self.ours._make_batch([self.ours._newest(rollout, self.ours._snapshot_normalizer())])
+        return self.ours._newest(rollout, self.ours._snapshot_normalizer())
+
+    def batch(self) -> Batch:
+        """The rollout as ours learns from it."""
+        return self.ours._make_batch([self.newest()])
 
     def monte_carlo(self) -> th.Tensor:
         """Returns of the rollout in which no critic has a part, but for the ends, where ours has."""
-        rollout = self.ours.recorder._rollout
-        assert rollout is not None
-        newest = self.ours._newest(rollout, self.ours._snapshot_normalizer())
-        gained = advantages(newest.residuals, rollout.dones, self.ours.gamma, 1.0)
+        newest = self.newest()
+        gained = advantages(newest.residuals, newest.rollout.dones, self.ours.gamma, 1.0)
         return self.ours._tensor((gained + newest.values).ravel())
 
     def train(self, stock_first: bool) -> tuple[Times, Times] | None:
