@@ -243,7 +243,7 @@ def test_a_state_without_the_squares_of_shares_goes_on() -> None:
 
 
 def some_state() -> TrustRegionState:
-    state = START
+    state = replace(START, radius=1.0)
     for i in range(20):
         state = update_radius(state, STEP._replace(actual=math.sin(i), predicted=math.pi / (i + 1)), RULE)
     return state
