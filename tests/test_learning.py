@@ -34,7 +34,7 @@ def test_cartpole(algorithm: type[Any]) -> None:
 
 
 PENDULUM: dict[type[Any], dict[str, Any]] = {
-    NPG: {"actor_step_size": 1.0},
+    NPG: {},
     AdaptiveTRPO: {},
     AdaptivePPO: {"learning_rate": lambda left: 1e-3 * left},
 }
