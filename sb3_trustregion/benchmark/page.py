@@ -35,7 +35,7 @@ figure img { max-width: 100%; height: auto; display: block; }
 figcaption { margin: 14px 0 4px; max-width: 85ch; }
 details { margin: 8px 0; }
 summary { cursor: pointer; font-weight: 600; }
-pre { overflow-x: auto; padding: 8px 12px; background: #f4f5f7; font-size: 12.5px; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: 8px 12px; background: #f4f5f7; font-size: 12.5px; }
 code { font-size: 13px; }
 """
 

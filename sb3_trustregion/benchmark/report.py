@@ -206,7 +206,8 @@ class Report:
         table = tables.cost(self.collection, list(self.collection.variants.values()))
         total = sum(run.record["seconds"]["total"] for run in self.collection.runs.values() if run.is_finished)
         text = (
-            f"CPU seconds of training per 100 000 steps, one thread. All runs together took {total / 3600:.1f} hours."
+            "CPU seconds of training per 100 000 steps, one thread: of the machine as it was at the time, so that only "
+            f"what ran together compares. All runs together took {total / 3600:.1f} hours."
         )
         return Section("What it costs", [Text(text), table])
 
