@@ -53,7 +53,7 @@ class NPG(NaturalGradientAlgorithm):
         Setting it to auto, the code will be run on the GPU if possible.
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :param actor_step_size: α, it can be a function of the current progress remaining (from 1 to 0).
-        The KL of a step is about ½α²·gᵀF⁻¹g nats: with 1 some 0.01 on the tasks that were tried
+        The KL of a step is about ½α²·gᵀF⁻¹g nats: with 1 from 0.001 to 0.02 on the tasks that were tried
     :param cg_residual_tol: stop Conjugate Gradient at this relative residual ‖g - (F + λI)x‖/‖g‖;
         the policy gains as much from a loose solution, see ``docs`` and ``benchmarks``
     :param fisher_sub_sampling_factor: take the Fisher matrix over one in so many states (256 at least), the gradient

@@ -137,15 +137,15 @@ def test_a_change_for_the_worse_does_not_freeze_learning(algorithm: type[Any], c
     before = model.region.n_rollbacks
     sign = -1.0 if "round" in change else 1.0
     value = score(model, sign)
-    updates = train(model, 30, reset_num_timesteps=False)
+    updates = train(model, 40, reset_num_timesteps=False)
     assert n_rejected(updates) == model.region.n_rollbacks - before <= 6
-    assert sum(update.status is StepStatus.ACCEPTED for update in updates) >= 24
+    assert sum(update.status is StepStatus.ACCEPTED for update in updates) >= 34
     assert model.region.radius > 10.0 * model.rule.minimum
     if change == "actions turn round":
         assert value < -0.8
         assert score(model, sign) > -0.3
     elif sign < 0.0:  # at ever greater cost: slowly, but on it goes
-        assert score(model, sign) > value + 0.1
+        assert score(model, sign) > value + 0.2
     else:
         assert score(model, sign) > -0.3
     assert_finite(model)
