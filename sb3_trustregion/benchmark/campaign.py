@@ -97,8 +97,8 @@ def carry_out(grid: Grid, options: Options) -> Summary:
     if options.command:
         results.add_command(options.command)
     missing = [spec for spec in specs if _is_missing(spec, results, options)]
-    with _backend(options) as parallel, Progress(specs, missing, results, options.jobs) as progress:
-        # Whoever replays a recorded radius comes when it has been recorded.
+    with _backend(options) as (parallel, jobs), Progress(specs, missing, results, jobs) as progress:
+        # Whoever goes by another run's record comes when there is one.
         for stage in (False, True):
             tasks = _ready((spec for spec in missing if bool(spec.variant.replays) is stage), results, progress)
             for key, files in parallel(joblib.delayed(_execute)(spec.to_json(), os.getpid()) for spec in tasks):
@@ -146,7 +146,7 @@ def _ready(specs: Iterable[RunSpec], results: Results, progress: Progress) -> It
         assert spec.replayed_seed is not None
         recorded = results.find((spec.task, spec.variant.replays, spec.replayed_seed))
         if recorded is not None and recorded.is_finished:
-            yield spec.replaying(_schedule(recorded))
+            yield spec.replaying(_recording(recorded))
             continue
         record = run_record(spec) | {"status": "failed"}
         reason = f"there is no finished run of {spec.variant.replays} with seed {spec.replayed_seed} to replay\n"
@@ -154,24 +154,25 @@ def _ready(specs: Iterable[RunSpec], results: Results, progress: Progress) -> It
         progress.advance(spec.key, record)
 
 
-def _schedule(run: Run) -> list[list[float]]:
-    recorded = run.progress()[["timesteps", "radius"]].dropna()
-    return [[int(steps), float(radius)] for steps, radius in recorded.itertuples(index=False)]
+def _recording(run: Run) -> list[list[float]]:
+    columns = ["timesteps", "radius", "actual_improvement", "improvement_stderr"]
+    rows: list[list[float]] = run.progress().reindex(columns=columns).dropna(subset=["radius"]).to_numpy().tolist()
+    return rows
 
 
 @contextlib.contextmanager
-def _backend(options: Options) -> Iterator[Any]:
-    """A ``Parallel`` of joblib's, which hands back each run as soon as it is done."""
+def _backend(options: Options) -> Iterator[tuple[Any, int]]:
+    """A ``Parallel`` of joblib's, which hands back each run as soon as it is done; and how many it runs at a time."""
     shared = {"return_as": "generator_unordered", "batch_size": 1}
     if options.backend == "loky":
         with joblib.parallel_config(backend="loky", idle_worker_timeout=IDLE_SECONDS):
-            yield joblib.Parallel(n_jobs=options.jobs, **shared)
+            yield joblib.Parallel(n_jobs=options.jobs, **shared), options.jobs
         return
     with _client(options.address) as client:
         settings = {"client": client, "wait_for_workers_timeout": SECONDS_FOR_WORKERS}
         with joblib.parallel_config(backend="dask", **settings):
             # Everything at once, so that workers which join late have something to do.
-            yield joblib.Parallel(n_jobs=-1, pre_dispatch="all", **shared)
+            yield joblib.Parallel(n_jobs=-1, pre_dispatch="all", **shared), sum(client.ncores().values())
 
 
 @contextlib.contextmanager
@@ -185,6 +186,10 @@ def _client(address: str) -> Iterator[Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"address must be that of a Dask scheduler, got {address!r}: {error}") from error
     with client:
+        try:
+            client.wait_for_workers(1, timeout=SECONDS_FOR_WORKERS)
+        except TimeoutError as error:
+            raise ValueError(f"address must be of a scheduler that has workers, got none at {address!r}") from error
         here = provenance.package_versions("")
         for worker, there in client.run(provenance.package_versions, "").items():
             if there != here:

@@ -7,16 +7,26 @@ from typing import Any
 import yaml
 
 from sb3_trustregion.benchmark import hyperparameters, provenance
+from sb3_trustregion.benchmark.mixtures import ENVIRONMENT, EVALUATION_SEEDS, SETTINGS, mixtures
 from sb3_trustregion.benchmark.results import Results, outdated
-from sb3_trustregion.benchmark.runs import RunSpec
+from sb3_trustregion.benchmark.runs import RunSpec, run_record
 from sb3_trustregion.benchmark.tasks import check_task, entry_point, import_packages
 from sb3_trustregion.benchmark.variants import MAIN, MODULES, Variant, derive_variant, find_variant
 from sb3_trustregion.validation import check_integer
 
-EVALUATION_SEEDS = range(10)
 FIRST_TUNING_SEED = 1000
 SHARED_ENVIRONMENT: dict[str, Any] = {"n_envs": 1, "normalize": True}
-KEYS = {"output", "seeds", "tasks", "variants", "n_timesteps", "environment", "gym_packages"}
+LIST, MAPPING = "a list", "a mapping"
+# The entries of a file, and what each must be.
+KEYS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "output": ("a path", (str, Path)),
+    "seeds": (LIST, (list, tuple)),
+    "tasks": ("a list, or a mapping to numbers of steps", (list, tuple, dict)),
+    "variants": (LIST, (list, tuple)),
+    "n_timesteps": ("an integer", (int,)),
+    "environment": (MAPPING, (dict,)),
+    "gym_packages": (LIST, (list, tuple)),
+}
 SHOWN_DIFFERENCES = 5
 
 
@@ -49,6 +59,10 @@ class Grid:
         for name, values in {"tasks": self.tasks, "variants": self.variants, "seeds": self.seeds}.items():
             if not values:
                 raise ValueError(f"{name} must not be empty")
+        unknown = sorted(map(str, set(self.environment) - {*SETTINGS, *ENVIRONMENT}))
+        if unknown:
+            names = ", ".join((*SETTINGS, *ENVIRONMENT))
+            raise ValueError(f"environment must have entries among {names}, got {', '.join(unknown)}")
         check_integer("n_envs", self.environment.get("n_envs", 1), at_least=1)
         for seed in self.seeds:
             check_seed(seed, self.is_evaluation)
@@ -69,9 +83,9 @@ class Grid:
         if not variant.replays:
             return
         if len(self.seeds) < 2:
-            raise ValueError(f"seeds must be at least two for {variant.name}, which replays another seed's radius")
+            raise ValueError(f"seeds must be at least two for {variant.name}, which goes by another seed's record")
         if variant.replays not in {other.name for other in self.variants}:
-            raise ValueError(f"variants must contain {variant.replays}, whose radius {variant.name} replays")
+            raise ValueError(f"variants must contain {variant.replays}, by whose record {variant.name} goes")
 
     def specs(self) -> tuple[list[RunSpec], list[str]]:
         """
@@ -103,13 +117,15 @@ class Grid:
             hyperparameters=resolved,
             versions=provenance.package_versions(entry_point(task)),
             code="" if variant.is_stock else provenance.code_hash(MODULES[variant.algorithm]),
+            modules={} if variant.is_stock else provenance.module_hashes(MODULES[variant.algorithm]),
             gym_packages=list(self.gym_packages),
-            replayed_seed=self._next_seed(seed) if variant.replays else None,
+            replayed_seed=self._other_seed(seed) if variant.replays else None,
         )
 
-    def _next_seed(self, seed: int) -> int:
-        # A run's own schedule would make it itself again.
-        return self.seeds[(self.seeds.index(seed) + 1) % len(self.seeds)]
+    def _other_seed(self, seed: int) -> int:
+        """The one before, so that seeds which are added change nothing; a run's own record would make it itself."""
+        position = self.seeds.index(seed)
+        return self.seeds[position - 1 if position else 1]
 
 
 def check_seed(seed: Any, is_evaluation: bool) -> None:
@@ -134,8 +150,20 @@ def check_results(specs: list[RunSpec], results: Results, rerun_outdated: bool) 
     :param rerun_outdated: whether results of other versions give way to new ones
     :raises ValueError: where results of other versions would be mixed with them
     """
-    if rerun_outdated:
-        return
+    if not rerun_outdated:
+        _check_versions(specs, results)
+    wanted = {spec.key for spec in specs}
+    others = [run.record for run in results.all() if run.key not in wanted]
+    mixed = mixtures([*map(run_record, specs), *others])
+    if mixed:
+        raise ValueError(
+            f"output must hold no results that do not go with these, got in {str(results.output)!r}\n  "
+            + "\n  ".join(mixed[:SHOWN_DIFFERENCES])
+            + "\nChoose another folder, or run with the same settings."
+        )
+
+
+def _check_versions(specs: list[RunSpec], results: Results) -> None:
     differing = []
     for spec in specs:
         run = results.find(spec.key)
@@ -161,10 +189,19 @@ def read_grid(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"grid must be a YAML file that can be read, got {str(path)!r}: {error}") from error
-    if not isinstance(values, dict) or set(values) - KEYS:
-        wrong = sorted(set(values) - KEYS) if isinstance(values, dict) else values
+    if not isinstance(values, dict) or set(values) - set(KEYS):
+        wrong = sorted(map(str, set(values) - set(KEYS))) if isinstance(values, dict) else values
         raise ValueError(f"grid must have the entries {', '.join(sorted(KEYS))}, got {wrong!r}")
+    values = {name: value for name, value in values.items() if value is not None}
+    _check_kinds(values)
     return {**values, "output": path.parent / values.get("output", path.stem)}
+
+
+def _check_kinds(values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        description, kinds = KEYS[name]
+        if not isinstance(value, kinds):
+            raise ValueError(f"{name} must be {description}, got {value!r}")
 
 
 def make_grid(values: dict[str, Any], is_evaluation: bool) -> Grid:
@@ -174,9 +211,11 @@ def make_grid(values: dict[str, Any], is_evaluation: bool) -> Grid:
     :return: the grid, checked
     :raises ValueError: where something in it is unknown or out of range
     """
+    for seed in values.get("seeds") or ():
+        check_seed(seed, is_evaluation)
     n_timesteps = values.get("n_timesteps")
     tasks = values.get("tasks") or {}
-    lengths = dict(tasks) if isinstance(tasks, dict) else dict.fromkeys(tasks)
+    lengths = dict(tasks) if isinstance(tasks, dict) else {str(task): None for task in tasks}
     grid = Grid(
         tasks={task: n_timesteps if length is None else length for task, length in lengths.items()},
         variants=tuple(_variant(entry) for entry in values.get("variants") or MAIN),

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from sb3_trustregion.benchmark.mixtures import ENVIRONMENT
 from sb3_trustregion.benchmark.variants import Variant
 from sb3_trustregion.zoo.registration import ALGORITHMS, hyperparameters_path
 
@@ -26,8 +27,10 @@ def resolve(variant: Variant, task: str, n_timesteps: int, environment: dict[str
         entry = task_entry(variant.config, task)
         if entry is None:
             return None
-        # A tuned entry says what it was tuned with, but for the number of environments, which it may leave open.
-        resolved = {"n_envs": environment.get("n_envs", 1), **entry}
+        # A tuned entry says what it was tuned with, but for the number of environments, which it may leave open, and
+        # for what the grid makes of the task itself.
+        shared = {name: environment[name] for name in ENVIRONMENT if name in environment}
+        resolved = {"n_envs": environment.get("n_envs", 1), **shared, **entry}
     else:
         resolved = {**_entries(variant.config)["default"], **environment}
     return resolved | variant.hyperparameters | {"n_timesteps": n_timesteps}

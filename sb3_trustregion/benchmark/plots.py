@@ -296,8 +296,7 @@ def traces(collection: Collection, task: str, variants: list[Variant]) -> Figure
         for index, seed in enumerate(collection.seeds):
             run = collection.runs.get((task, variant.name, seed))
             if run is not None and run.is_finished:
-                color = SEED_COLORS[index % len(SEED_COLORS)]
-                _trace(row, run.progress(), Style(color, DASHES[index % len(DASHES)], ""), f"seed {seed}")
+                _trace(row, run.progress(), _seed_style(index), f"seed {seed}")
         row[0].set_ylabel(variant.label.replace(", ", ",\n"), fontsize=9)
     for axis, (title, _) in zip(axes[0], TRACES.values(), strict=True):
         axis.set_title(title, fontsize=10)
@@ -307,6 +306,12 @@ def traces(collection: Collection, task: str, variants: list[Variant]) -> Figure
         axis.set_xlabel("environment steps")
     _legend(figure, axes[0, 0], len(collection.seeds))
     return figure
+
+
+def _seed_style(index: int) -> Style:
+    """Another one for each of 25 seeds: the second time round, every colour has another dash."""
+    turn, place = divmod(index, len(SEED_COLORS))
+    return Style(SEED_COLORS[place], DASHES[(place + turn) % len(DASHES)], "")
 
 
 def _trace(row: Iterable[Axes], progress: Any, style: Style, label: str) -> None:

@@ -44,6 +44,15 @@ def code_hash(module: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def module_hashes(module: str) -> dict[str, str]:
+    """
+    :param module: absolute name of a module of this package
+    :return: hash of its code and of each module of this package that it imports by name: what algorithms share
+    """
+    paths = sorted(_closure(module).items())
+    return {name: hashlib.sha256(_bare_code(path).encode()).hexdigest()[:8] for name, path in paths}
+
+
 def _closure(module: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     waiting = [module]

@@ -6,13 +6,14 @@ from pathlib import Path
 import pandas as pd
 
 from sb3_trustregion.benchmark import plots, statistics, tables
-from sb3_trustregion.benchmark.grid import EVALUATION_SEEDS
+from sb3_trustregion.benchmark.mixtures import EVALUATION_SEEDS
 from sb3_trustregion.benchmark.page import Code, Fold, Heading, Part, Picture, Section, Table, Text, write_page
 from sb3_trustregion.benchmark.references import Reference, read_references
-from sb3_trustregion.benchmark.results import Results
+from sb3_trustregion.benchmark.results import Results, check_folder
 from sb3_trustregion.benchmark.scores import METRICS, Collection, collect
 from sb3_trustregion.benchmark.statistics import Block, Interval, make_block
 from sb3_trustregion.benchmark.variants import ABLATION, OURS, SENSITIVITY, STOCK, TUNED, Variant
+from sb3_trustregion.validation import check_integer
 
 TITLE = "sb3_trustregion beside stock PPO and TRPO"
 HEADLINE = "evaluation"
@@ -74,9 +75,7 @@ class Report:
             parts += self._improvements(block, name, pairs)
             parts += self._distributions(block, name, styles)
         parts += _left_out(block)
-        curves = plots.learning_curves(self.collection, variants, styles)
-        caption = "Raw returns of training episodes: mean over seeds, band from the worst to the best seed."
-        return Section(title, [*parts, Picture(f"{name}-learning-curves", curves, caption)])
+        return Section(title, [*parts, *self._curves(variants, name, styles)])
 
     def _block(self, variants: list[Variant]) -> Block:
         return make_block(self.collection, variants, self.references)
@@ -91,6 +90,15 @@ class Report:
         caption = f"Interquartile mean over {_tasks(block)} and {seeds}. Further right is better."
         table = tables.overview(self.collection, block.variants, estimates)
         return [table, Picture(f"{name}-intervals", picture, caption)]
+
+    def _curves(self, variants: list[Variant], name: str, styles: Mapping[str, plots.Style]) -> list[Part]:
+        names = {variant.name for variant in variants}
+        if not any(key[1] in names for key in self.collection.scores):
+            return []
+        curves = plots.learning_curves(self.collection, variants, styles)
+        caption = "Raw returns of training episodes: mean over seeds, band from the worst to the best seed"
+        failed = any(run.variant.name in names for run in self.collection.failed())
+        return [Picture(f"{name}-learning-curves", curves, caption + (", of those that finished." if failed else "."))]
 
     def _improvements(self, block: Block, name: str, pairs: list[tuple[str, str]]) -> list[Part]:
         if not pairs:
@@ -142,8 +150,7 @@ class Report:
             parts += self._aggregates(block, name, styles)
             parts += self._improvements(block, name, [(parent.name, child.name) for child in children])
         parts += _left_out(block)
-        curves = plots.learning_curves(self.collection, variants, styles)
-        return [*parts, Picture(f"{name}-learning-curves", curves, "Raw returns of training episodes, as above.")]
+        return [*parts, *self._curves(variants, name, styles)]
 
     def _with_radius(self) -> list[Variant]:
         return self.collection.select(lambda variant: variant.config.startswith("adaptive"))
@@ -164,7 +171,7 @@ class Report:
             labels = {variant.name: variant.label for variant in parents}
             picture = plots.sensitivity(points, labels, plots.family_styles(parents))
             caption = f"Final policy over {_tasks(block)} by initial radius. The flatter, the less it matters."
-            spread = tables.spread_over_radii(self.collection, families, self.references)
+            spread = tables.spread_over_radii(block, HEADLINE, families, labels)
             parts += [
                 Picture("sensitivity", picture, caption),
                 Text("Largest minus smallest score over the radii:"),
@@ -182,7 +189,10 @@ class Report:
 
     def _tasks(self) -> Section:
         parts: list[Part] = [
-            Text("Raw returns: mean ± standard deviation over seeds, the best mean in bold. Cost is that of training.")
+            Text(
+                "Raw returns: mean ± standard deviation over the seeds that finished, the best mean in bold unless a "
+                "seed failed. Cost is that of training."
+            )
         ]
         variants = list(self.collection.variants.values())
         for task in self.collection.tasks:
@@ -227,8 +237,11 @@ def write_report(results: Path, output: Path, references: Path, reps: int, allow
     :param reps: bootstrap samples
     :param allow_mixed: whether results of several versions are reported on together
     :return: the page
+    :raises ValueError: where the results do not belong together, or an argument is wrong
     """
+    check_integer("reps", reps, at_least=1)
     collection = collect(results, allow_mixed)
+    check_folder(output)
     report = Report(collection, read_references(references), reps)
     sections = report.sections()
     page = write_page(TITLE, _introduction(collection, Results(results).commands()), sections, output)

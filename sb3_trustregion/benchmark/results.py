@@ -22,6 +22,8 @@ Key = tuple[str, str, int]
 INCOMING = ".incoming"
 COMMANDS_FILE = "commands.txt"
 STALE_SECONDS = 60.0
+# Of a variant: what its name must always stand for. Its hyperparameters are compared as they came out.
+DECISIVE = ("algorithm", "replays")
 
 
 @dataclass(frozen=True)
@@ -112,14 +114,7 @@ class Results:
         """
         :raises ValueError: where nothing can be written to the folder
         """
-        probe = self.runs_folder / INCOMING / uuid.uuid4().hex
-        try:
-            probe.mkdir(parents=True)
-            (probe / "probe").write_bytes(b"")
-        except OSError as error:
-            message = f"output must be a folder that can be written to, got {str(self.output)!r}: {error}"
-            raise ValueError(message) from error
-        shutil.rmtree(probe.parent, ignore_errors=True)
+        check_folder(self.output, self.runs_folder / INCOMING)
 
     def write(self, key: Key, files: dict[str, bytes]) -> None:
         """
@@ -168,6 +163,25 @@ class Results:
                     shutil.rmtree(path)
 
 
+def check_folder(output: Path, place: Path | None = None) -> None:
+    """
+    :param output: a folder, which need not be there yet
+    :param place: where in it to try, if not in itself
+    :raises ValueError: where nothing can be written to it
+    """
+    probe = (place or output) / uuid.uuid4().hex
+    try:
+        probe.mkdir(parents=True)
+        (probe / "probe").write_bytes(b"")
+    except OSError as error:
+        message = f"output must be a folder that can be written to, got {str(output)!r}: {error}"
+        raise ValueError(message) from error
+    shutil.rmtree(probe, ignore_errors=True)
+    # If it is empty: another grid may be writing to the same folder.
+    with contextlib.suppress(OSError):
+        probe.parent.rmdir()
+
+
 def outdated(spec: RunSpec, run: Run) -> list[str]:
     """
     :param spec: a run that is wanted
@@ -175,8 +189,10 @@ def outdated(spec: RunSpec, run: Run) -> list[str]:
     :return: what differs between them, for people; empty where the result is of that very run
     """
     differences = []
-    for name, wanted in spec.identity.items():
-        found = run.record.get(name)
+    variant = spec.variant.as_dict()
+    ran = {f"variant's {name}": (variant[name], run.record["variant"].get(name)) for name in DECISIVE}
+    same = {name: (wanted, run.record.get(name)) for name, wanted in spec.identity.items()}
+    for name, (wanted, found) in {**ran, **same}.items():
         if isinstance(wanted, dict) and isinstance(found, dict):
             names = sorted(key for key in {*wanted, *found} if wanted.get(key) != found.get(key))
             differences += [f"{name}: {key} {found.get(key)!r} instead of {wanted.get(key)!r}" for key in names]

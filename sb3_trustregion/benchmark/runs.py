@@ -45,9 +45,10 @@ class RunSpec:
     :param hyperparameters: as in one of RL Zoo's files
     :param versions: of the packages that compute
     :param code: hash of the modules of ours that take part; empty for stock
+    :param modules: hash of each of them by name
     :param gym_packages: modules to import so that the task is known
-    :param replayed_seed: whose radius is replayed
-    :param radius_schedule: that radius: pairs of environment steps and nats
+    :param replayed_seed: whose record takes the place of feedback
+    :param recording: that record: as in :class:`~sb3_trustregion.benchmark.ablations.Recorded`
     """
 
     variant: Variant
@@ -57,9 +58,10 @@ class RunSpec:
     hyperparameters: dict[str, Any]
     versions: dict[str, str]
     code: str = ""
+    modules: dict[str, str] = field(default_factory=dict)
     gym_packages: list[str] = field(default_factory=list)
     replayed_seed: int | None = None
-    radius_schedule: list[list[float]] = field(default_factory=list)
+    recording: list[list[float]] = field(default_factory=list)
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -86,12 +88,12 @@ class RunSpec:
         plain: dict[str, Any] = json.loads(json.dumps(identity))
         return plain
 
-    def replaying(self, schedule: list[list[float]]) -> "RunSpec":
+    def replaying(self, recording: list[list[float]]) -> "RunSpec":
         """
-        :param schedule: the recorded radius
-        :return: the run that replays it
+        :param recording: of another run
+        :return: the run that goes by it
         """
-        return replace(self, radius_schedule=schedule)
+        return replace(self, recording=recording)
 
     def to_json(self) -> str:
         """:return: the same as text"""
@@ -197,4 +199,4 @@ def run_record(spec: RunSpec) -> dict[str, Any]:
     :return: what is kept of it in any case
     """
     variant = spec.variant.as_dict()
-    return {"task": spec.task, "variant": variant, "seed": spec.seed, **spec.identity}
+    return {"task": spec.task, "variant": variant, "seed": spec.seed, **spec.identity, "modules": spec.modules}

@@ -1,7 +1,7 @@
 """From the results of a run to its scores, and from a folder of results to a collection that may be compared."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sb3_trustregion.benchmark.grid import EVALUATION_SEEDS
+from sb3_trustregion.benchmark.mixtures import mixtures
 from sb3_trustregion.benchmark.results import Key, Results, Run
 from sb3_trustregion.benchmark.variants import VARIANTS, Variant
 
@@ -51,26 +51,39 @@ def score(run: Run) -> RunScores:
     """
     episodes = run.episodes()
     returns = episodes["return"].to_numpy(dtype=float)
-    last = returns[-max(round(LAST_EPISODES * len(returns)), 1) :]
-    curve = learning_curve(episodes["timesteps"].to_numpy(dtype=float), returns, run.record["n_timesteps"])
+    timesteps = episodes["timesteps"].to_numpy(dtype=float)
+    curve = learning_curve(timesteps, returns, run.record["n_timesteps"])
     evaluation = float(np.mean(run.record["evaluation"]["returns"]))
-    return RunScores(evaluation, float(np.mean(last)) if len(last) else np.nan, float(np.mean(curve)), curve)
+    return RunScores(evaluation, last_returns(timesteps, returns), float(np.mean(curve)), curve)
+
+
+def last_returns(timesteps: Array, returns: Array) -> float:
+    """
+    :param timesteps: at the ends of the training episodes, not decreasing
+    :param returns: of the episodes
+    :return: mean over the last tenth of them, with all that ended together with the first of these; NaN where none did
+    """
+    if len(returns) == 0:
+        return np.nan
+    first = timesteps[-max(round(LAST_EPISODES * len(returns)), 1)]
+    return float(np.mean(returns[np.searchsorted(timesteps, first) :]))
 
 
 def learning_curve(timesteps: Array, returns: Array, n_timesteps: int) -> Array:
     """
-    :param timesteps: at the ends of the training episodes, increasing
+    :param timesteps: at the ends of the training episodes, not decreasing
     :param returns: of the episodes
     :param n_timesteps: length of the run
     :return: at each of ``N_CHECKPOINTS`` equal parts of the run, the mean return of the episodes that ended within the
-        last 5 % of its steps; where none did, of the latest one, and before the first one ended, of that one
+        last 5 % of its steps; where none did, of the latest, and before the first ended, of the first: of all that
+        ended together, as those of several environments do
     """
     if len(returns) == 0:
         return np.full(N_CHECKPOINTS, np.nan)
     points = np.linspace(0.0, n_timesteps, N_CHECKPOINTS + 1)[1:]
-    ends = np.maximum(np.searchsorted(timesteps, points, side="right"), 1)
+    ends = np.maximum(np.searchsorted(timesteps, points, side="right"), np.sum(timesteps == timesteps[0]))
     starts = np.searchsorted(timesteps, points - WINDOW * n_timesteps, side="right")
-    starts = np.minimum(starts, ends - 1)
+    starts = np.minimum(starts, np.searchsorted(timesteps, timesteps[ends - 1]))
     sums = np.concatenate([[0.0], np.cumsum(returns)])
     curve: Array = (sums[ends] - sums[starts]) / (ends - starts)
     return curve
@@ -153,9 +166,9 @@ def collect(results: Path, allow_mixed: bool = False) -> Collection:
     runs = {run.key: run for run in Results(results).all()}
     if not runs:
         raise ValueError(f"results must be a folder that `run` wrote to, got {str(results)!r}")
-    mixtures = list(_mixtures(list(runs.values())))
-    if mixtures and not allow_mixed:
-        listed = "\n  ".join(mixtures)
+    mixed = mixtures(run.record for run in runs.values())
+    if mixed and not allow_mixed:
+        listed = "\n  ".join(mixed)
         raise ValueError(f"results must be of one version, or --allow-mixed be given; they have\n  {listed}")
     order = {name: position for position, name in enumerate(VARIANTS)}
     variants = {run.variant.name: run.variant for run in runs.values()}
@@ -171,25 +184,3 @@ def collect(results: Path, allow_mixed: bool = False) -> Collection:
 
 def _by_name(task: str) -> str:
     return re.sub(r"-v\d+$", "", task).lower()
-
-
-def _mixtures(runs: list[Run]) -> Iterator[str]:
-    """What must be one and is several, for people."""
-    found: dict[str, set[str]] = {}
-    for run in runs:
-        for name, value in _shared_properties(run):
-            found.setdefault(name, set()).add(value)
-    for name, values in found.items():
-        if len(values) > 1:
-            yield f"more than one {name}: {', '.join(sorted(values))}"
-
-
-def _shared_properties(run: Run) -> Iterator[tuple[str, str]]:
-    record, variant = run.record, run.variant
-    yield "kind of seeds", "for claims (0-9)" if run.seed in EVALUATION_SEEDS else "for tuning"
-    yield "protocol of measurement", str(record["protocol"])
-    yield f"number of steps on {run.task}", str(record["n_timesteps"])
-    yield f"code of {variant.algorithm}", str(record["code"])
-    yield f"hyperparameters of {variant.name} on {run.task}", str(sorted(record["hyperparameters"].items()))
-    for package, version in record["versions"].items():
-        yield f"version of {package}", str(version)

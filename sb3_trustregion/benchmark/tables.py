@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 
 from sb3_trustregion.benchmark.page import Table
-from sb3_trustregion.benchmark.references import Reference
 from sb3_trustregion.benchmark.scores import METRICS, Collection
-from sb3_trustregion.benchmark.statistics import Interval
+from sb3_trustregion.benchmark.statistics import Block, Interval
 from sb3_trustregion.benchmark.variants import Variant
 
 NONE = "–"
@@ -80,7 +79,8 @@ def task_table(collection: Collection, task: str, variants: list[Variant]) -> Ta
         if not keys:
             continue
         values = [[getattr(collection.scores[key], metric) for key in finished] for metric in METRICS]
-        means.append([float(np.mean(value)) if value else -np.inf for value in values])
+        # Who failed is not the best, however well the others ended.
+        means.append([float(np.mean(value)) if finished == keys else -np.inf for value in values])
         records = [collection.runs[key].record for key in finished]
         cost = [
             _mean(records, "n_timesteps_done"),
@@ -91,7 +91,7 @@ def task_table(collection: Collection, task: str, variants: list[Variant]) -> Ta
         counts = [str(len(finished)), str(len(keys) - len(finished))]
         rows.append([variant.label, *map(_spread, values), *cost, *counts])
     best = np.argmax(np.array(means), axis=0) if means else []
-    strong = {(int(row), column) for column, row in enumerate(best, 1)}
+    strong = {(int(row), column) for column, row in enumerate(best, 1) if np.isfinite(means[row][column - 1])}
     return Table(columns, rows, strong)
 
 
@@ -157,29 +157,18 @@ def _geometric(values: list[float]) -> str:
 
 
 def spread_over_radii(
-    collection: Collection, families: Mapping[str, Mapping[float, str]], references: Mapping[str, Reference]
+    block: Block, metric: str, families: Mapping[str, Mapping[float, str]], labels: Mapping[str, str]
 ) -> Table:
     """
-    :param collection: the results
+    :param block: scores on the tasks where no run is missing
+    :param metric: of :data:`~sb3_trustregion.benchmark.scores.METRICS`
     :param families: names of variants by name of the family and factor on the initial radius
-    :param references: what scores 0 and 1 mean
-    :return: largest minus smallest mean score of the final policy over the factors, a row per family
+    :param labels: of the families
+    :return: largest minus smallest mean score over the factors, a row per family
     """
-    tasks = [task for task in collection.tasks if task in references]
     rows = []
     for name, members in families.items():
-        spreads = []
-        for task in tasks:
-            means = [_mean_score(collection, task, member, references[task]) for member in members.values()]
-            spreads.append(max(means) - min(means))
-        cells = [number(spread) for spread in (*spreads, float(np.mean(spreads)))]
-        rows.append([collection.variants[name].label, *cells])
-    return Table(["", *tasks, "mean"], rows)
-
-
-def _mean_score(collection: Collection, task: str, variant: str, reference: Reference) -> float:
-    keys = [key for key in collection.runs if key[:2] == (task, variant)]
-    scores = [
-        reference.normalize(collection.scores[key].evaluation) if key in collection.scores else 0.0 for key in keys
-    ]
-    return float(np.mean(scores)) if scores else np.nan
+        means = np.array([block.scores[metric][member].mean(axis=0) for member in members.values()])
+        spreads = means.max(axis=0) - means.min(axis=0)
+        rows.append([labels[name], *map(number, (*spreads, spreads.mean()))])
+    return Table(["", *block.tasks, "mean"], rows)

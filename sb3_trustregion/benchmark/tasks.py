@@ -16,8 +16,8 @@ def check_task(task: str) -> None:
     :param task: id of an environment
     :raises ValueError: where Gymnasium does not know it or cannot make it
     """
-    if task not in gym.registry:
-        close = difflib.get_close_matches(task, gym.registry, n=3)
+    if not isinstance(task, str) or task not in gym.registry:
+        close = difflib.get_close_matches(str(task), gym.registry, n=3)
         hint = f" (did you mean {', '.join(close)}?)" if close else ""
         raise ValueError(f"task must be an id that Gymnasium knows, got {task!r}{hint}")
     try:

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import csv
 import gzip
-import importlib
 import io
 import os
 import shutil
@@ -43,14 +42,15 @@ from sb3_trustregion.benchmark.runs import (
     without_machine,
 )
 from sb3_trustregion.benchmark.tasks import entry_point, import_packages
-from sb3_trustregion.benchmark.variants import IMPLEMENTATIONS, MODULES
+from sb3_trustregion.benchmark.variants import IMPLEMENTATIONS, MODULES, algorithm_class
 from sb3_trustregion.zoo import register
 
 N_EVAL_EPISODES = 20
 N_EVAL_ENVS = 5
 # Far from the seeds that environments are trained with.
 EVAL_SEED = 1_000_000
-MAX_ROWS = 500
+# More than a run of the protocol has updates, unless its rollouts are short.
+MAX_ROWS = 2000
 RECORDED = (
     "radius", "rho", "pooled_rho", "pooled_rho_stderr", "actual_improvement", "predicted_improvement",
     "improvement_stderr", "kl_divergence", "kl_divergence_loss", "approx_kl", "distance_from_data", "clip_range",
@@ -163,17 +163,16 @@ def _mismatch(spec: RunSpec) -> str:
 
 def _register() -> None:
     register()
-    for name, place in IMPLEMENTATIONS.items():
-        module, _, class_name = place.partition(":")
-        ALGOS[name] = getattr(importlib.import_module(module), class_name)
+    for name in IMPLEMENTATIONS:
+        ALGOS[name] = algorithm_class(name)
 
 
 def _set_up(spec: RunSpec, folder: Path) -> tuple[ExperimentManager, OnPolicyAlgorithm]:
     """As ``rl_zoo3.train`` does, with a hyperparameter file of this run alone."""
     folder.mkdir()
     hyperparameters = dict(spec.hyperparameters)
-    if spec.radius_schedule:
-        hyperparameters["radius_schedule"] = [list(pair) for pair in spec.radius_schedule]
+    if spec.recording:
+        hyperparameters["recording"] = spec.recording
     config = folder / "hyperparameters.yml"
     config.write_text(yaml.safe_dump({spec.task: hyperparameters}), "utf-8")
     set_random_seed(spec.seed)
@@ -194,6 +193,8 @@ def _set_up(spec: RunSpec, folder: Path) -> tuple[ExperimentManager, OnPolicyAlg
     assert prepared is not None
     model, _ = prepared
     assert isinstance(model, OnPolicyAlgorithm)
+    # RL Zoo does so for those of its command line alone.
+    manager.eval_env_kwargs = manager.env_kwargs
     manager.n_timesteps = nearest_rollouts(spec.n_timesteps, model.n_steps * model.n_envs)
     return manager, model
 
@@ -225,7 +226,8 @@ def _episodes(folder: Path) -> list[list[Any]]:
             for row in csv.DictReader(file):
                 steps += int(row["l"])
                 rows.append([steps * len(files), round(float(row["r"]), 4), int(row["l"])])
-    return sorted(rows)
+    # By nothing else: environments that end together keep their order, whatever their returns.
+    return sorted(rows, key=lambda row: row[0])
 
 
 def _write_progress(path: Path, rows: list[dict[str, float]]) -> None:

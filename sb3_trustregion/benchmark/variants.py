@@ -1,14 +1,21 @@
 """What is compared: an algorithm with one entry of its hyperparameter file and a few values of its own."""
 
+import importlib
+import inspect
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from sb3_trustregion.benchmark.mixtures import ENVIRONMENT, SETTINGS
 
 STOCK = "stock"
 OURS = "ours"
 TUNED = "tuned"
 ABLATION = "ablation"
 SENSITIVITY = "sensitivity"
+
+# What RL Zoo takes out of an entry before it makes the model.
+OF_THE_ZOO = {"n_timesteps", "callback", *SETTINGS, *ENVIRONMENT}
 
 # Joint KL in nats around the data. 0.15 and 0.3 were the best of those tried; this lies between.
 M8 = {"n_reused_rollouts": 8, "target_kl": 0.2}
@@ -29,7 +36,7 @@ class Variant:
     :param role: stock, ours, tuned (ours with the entries of each task), ablation, or sensitivity
     :param parent: name of the variant from which this one differs in one thing
     :param radius_factor: initial radius over the parent's
-    :param replays: name of the variant whose recorded radius is replayed
+    :param replays: name of the variant whose record, with another seed, takes the place of feedback
     """
 
     name: str
@@ -59,6 +66,9 @@ IMPLEMENTATIONS = {
     "adaptive_trpo_actual_zero": "sb3_trustregion.benchmark.ablations:ActualZeroTRPO",
     "adaptive_trpo_actual_shuffled": "sb3_trustregion.benchmark.ablations:ActualShuffledTRPO",
     "adaptive_trpo_replayed": "sb3_trustregion.benchmark.ablations:ReplayedTRPO",
+    "adaptive_ppo_actual_zero": "sb3_trustregion.benchmark.ablations:ActualZeroPPO",
+    "adaptive_ppo_actual_shuffled": "sb3_trustregion.benchmark.ablations:ActualShuffledPPO",
+    "adaptive_ppo_replayed": "sb3_trustregion.benchmark.ablations:ReplayedPPO",
 }
 MODULES = {
     "npg": "sb3_trustregion.npg",
@@ -102,12 +112,12 @@ def _changed(base: Variant, name: str, label: str, *, algorithm: str = "", **cha
 def _ablations(base: Variant) -> Iterator[Variant]:
     yield _changed(base, "fixed", "fixed radius", radius_rule="fixed")
     yield _changed(base, "always_accept", "always accept", rollback_z=None)
-    if base.algorithm != "adaptive_trpo":
-        return
-    yield _changed(base, "actual_zero", "actual = 0", algorithm="adaptive_trpo_actual_zero")
-    yield _changed(base, "actual_shuffled", "actual shuffled", algorithm="adaptive_trpo_actual_shuffled")
+    yield _changed(base, "actual_zero", "actual = 0", algorithm=f"{base.algorithm}_actual_zero")
+    shuffled = _changed(base, "actual_shuffled", "actual shuffled", algorithm=f"{base.algorithm}_actual_shuffled")
+    yield replace(shuffled, replays=base.name)
     # Open loop: the schedule alone, so no roll-back either.
-    replayed = _changed(base, "replayed", "replayed schedule", algorithm="adaptive_trpo_replayed", rollback_z=None)
+    schedule = f"{base.algorithm}_replayed"
+    replayed = _changed(base, "replayed", "replayed schedule", algorithm=schedule, rollback_z=None)
     yield replace(replayed, replays=base.name)
 
 
@@ -166,6 +176,39 @@ def find_variant(name: str) -> Variant:
     return VARIANTS[name]
 
 
+def algorithm_class(algorithm: str) -> type[Any]:
+    """
+    Takes seconds the first time, for what it imports.
+
+    :param algorithm: of a variant
+    :return: its class
+    """
+    if algorithm in IMPLEMENTATIONS:
+        module, _, name = IMPLEMENTATIONS[algorithm].partition(":")
+        found: type[Any] = getattr(importlib.import_module(module), name)
+        return found
+    from rl_zoo3.utils import ALGOS
+
+    from sb3_trustregion.zoo import register
+
+    register()
+    return ALGOS[algorithm]
+
+
+def accepted_arguments(algorithm: str) -> set[str]:
+    """
+    :param algorithm: of a variant
+    :return: names of the arguments of its constructor, with those that a subclass passes on
+    """
+    names: set[str] = set()
+    for cls in algorithm_class(algorithm).__mro__:
+        parameters = inspect.signature(cls).parameters
+        names |= set(parameters)
+        if "kwargs" not in parameters:
+            break
+    return names - {"args", "kwargs"}
+
+
 def derive_variant(name: str, definition: Any) -> Variant:
     """
     A variant that a grid file defines.
@@ -179,8 +222,14 @@ def derive_variant(name: str, definition: Any) -> Variant:
         raise ValueError(f"variant {name!r} must be defined by base, hyperparameters and label, got {definition!r}")
     if name in VARIANTS or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise ValueError(f"variant's name must be new, of letters, digits, '-', '_' and '.', got {name!r}")
-    base = find_variant(definition.get("base", ""))
+    base = find_variant(str(definition.get("base", "")))
     changes = definition.get("hyperparameters") or {}
+    known = accepted_arguments(base.algorithm) | OF_THE_ZOO
+    unknown = sorted(map(str, set(changes) - known)) if isinstance(changes, dict) else [repr(changes)]
+    if unknown:
+        raise ValueError(
+            f"hyperparameters of variant {name!r} must be by names {base.algorithm} knows, got {', '.join(unknown)}"
+        )
     return replace(
         base,
         name=name,

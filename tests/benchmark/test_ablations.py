@@ -5,10 +5,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sb3_trustregion import AdaptiveTRPO
-from sb3_trustregion.benchmark.ablations import ActualShuffledTRPO, ActualZeroTRPO, ReplayedTRPO
+from sb3_trustregion import AdaptivePPO, AdaptiveTRPO
+from sb3_trustregion.benchmark.ablations import (
+    ActualShuffledPPO,
+    ActualShuffledTRPO,
+    ActualZeroPPO,
+    ActualZeroTRPO,
+    ReplayedPPO,
+    ReplayedTRPO,
+)
 from sb3_trustregion.benchmark.baselines import BOUNDS, FACTOR, KLAdaptivePPO
 from sb3_trustregion.core.improvement import Improvement
+from sb3_trustregion.measurement import MeasuringAlgorithm
 
 SMALL: dict[str, Any] = {"n_steps": 128, "batch_size": 64, "seed": 3, "device": "cpu"}
 
@@ -16,7 +24,7 @@ SMALL: dict[str, Any] = {"n_steps": 128, "batch_size": 64, "seed": 3, "device": 
 class Judge:
     """Notes what step 5 is given."""
 
-    def __init__(self, model: AdaptiveTRPO) -> None:
+    def __init__(self, model: MeasuringAlgorithm) -> None:
         self.judged: list[Improvement] = []
         self._original = model._judge
         model._judge = self  # type: ignore[method-assign]
@@ -27,41 +35,78 @@ class Judge:
         self._original(measured)
 
 
-def judged(algorithm: type[AdaptiveTRPO], n_updates: int = 6, **options: Any) -> tuple[AdaptiveTRPO, list[Improvement]]:
+def judged(
+    algorithm: type[MeasuringAlgorithm], n_updates: int = 6, **options: Any
+) -> tuple[MeasuringAlgorithm, list[Improvement]]:
     model = algorithm("MlpPolicy", "CartPole-v1", **SMALL, **options)
     judge = Judge(model)
     model.learn(n_updates * SMALL["n_steps"])
     return model, judge.judged
 
 
-def test_actual_zero_hides_what_steps_brought() -> None:
-    model, improvements = judged(ActualZeroTRPO)
+@pytest.mark.parametrize("algorithm", [ActualZeroTRPO, ActualZeroPPO])
+def test_actual_zero_hides_what_steps_brought(algorithm: type[MeasuringAlgorithm]) -> None:
+    model, improvements = judged(algorithm)
     assert improvements
     assert all(measured.actual == 0.0 and measured.predicted != 0.0 for measured in improvements)
     assert model.region.actual == 0.0
     assert model.region.n_feedback == 0
 
 
-def test_the_first_judgement_is_of_the_true_step_otherwise() -> None:
-    _, true = judged(AdaptiveTRPO)
-    _, zero = judged(ActualZeroTRPO)
-    assert true[0]._replace(actual=0.0) == zero[0]
+@pytest.mark.parametrize(("true", "zero"), [(AdaptiveTRPO, ActualZeroTRPO), (AdaptivePPO, ActualZeroPPO)])
+def test_the_first_judgement_is_of_the_true_step_otherwise(
+    true: type[MeasuringAlgorithm], zero: type[MeasuringAlgorithm]
+) -> None:
+    measured, hidden = judged(true)[1][0], judged(zero)[1][0]
+    assert measured.actual != 0.0
+    assert measured._replace(actual=0.0) == hidden
 
 
-def test_shuffled_improvements_are_those_of_other_steps() -> None:
-    # Nothing is undone and the radius stays, so that both runs take the same steps.
+OUTCOMES = [(0.1, 0.01), (-0.2, 0.02), (0.3, 0.03), (0.4, 0.04)]
+RECORDING = [[128.0, 0.01, np.nan, np.nan], *([256.0 + 128 * index, 0.01, *OUTCOMES[index]] for index in range(4))]
+
+
+@pytest.mark.parametrize("algorithm", [ActualShuffledTRPO, ActualShuffledPPO])
+def test_shuffled_improvements_are_those_of_another_run(algorithm: type[MeasuringAlgorithm]) -> None:
+    # Nothing is undone, so that every step is judged.
+    _, improvements = judged(algorithm, 10, recording=RECORDING, rollback_z=None)
+    outcomes = [(step.actual, step.stderr) for step in improvements]
+    assert len(outcomes) >= 8
+    # Each once, then each once again, and not in the order in which they were recorded.
+    assert sorted(outcomes[:4]) == sorted(outcomes[4:8]) == sorted(OUTCOMES)
+    assert outcomes[:8] != OUTCOMES * 2
+
+
+@pytest.mark.parametrize(("true", "shuffled"), [(AdaptiveTRPO, ActualShuffledTRPO), (AdaptivePPO, ActualShuffledPPO)])
+def test_shuffling_changes_nothing_else(true: type[MeasuringAlgorithm], shuffled: type[MeasuringAlgorithm]) -> None:
+    # The radius stays as well, so that both runs take the same steps.
     fixed: dict[str, Any] = {"radius_rule": "fixed", "rollback_z": None}
-    _, true = judged(AdaptiveTRPO, 10, **fixed)
-    _, shuffled = judged(ActualShuffledTRPO, 10, **fixed)
-    assert [step.predicted for step in shuffled] == [step.predicted for step in true]
-    for index, step in enumerate(shuffled):
-        assert (step.actual, step.stderr) in [(other.actual, other.stderr) for other in true[: index + 1]]
-    assert [step.actual for step in shuffled] != [step.actual for step in true]
+    _, expected = judged(true, **fixed)
+    _, found = judged(shuffled, recording=RECORDING, **fixed)
+    assert [step.predicted for step in found] == [step.predicted for step in expected]
+    assert not {step.actual for step in found} & {step.actual for step in expected}
 
 
-def test_a_replayed_radius_is_the_recorded_one() -> None:
+def test_what_a_step_brought_does_not_reach_the_radius() -> None:
+    """Whatever truly happened, the same record in the same order gives the same evidence."""
+    options: dict[str, Any] = {"recording": RECORDING, "rollback_z": None}
+    _, small = judged(ActualShuffledTRPO, target_kl=1e-4, **options)
+    _, large = judged(ActualShuffledTRPO, target_kl=0.3, **options)
+    assert [step.actual for step in small] == [step.actual for step in large]
+
+
+def test_a_recording_must_have_rows() -> None:
+    with pytest.raises(ValueError, match=r"recording must have rows, got \[\]"):
+        ReplayedTRPO("MlpPolicy", "CartPole-v1", recording=[], **SMALL)
+    with pytest.raises(ValueError, match="recording must have steps that were judged, got none in 1 rows"):
+        ActualShuffledTRPO("MlpPolicy", "CartPole-v1", recording=RECORDING[:1], **SMALL)
+
+
+@pytest.mark.parametrize("algorithm", [ReplayedTRPO, ReplayedPPO])
+def test_a_replayed_radius_is_the_recorded_one(algorithm: type[MeasuringAlgorithm]) -> None:
     schedule = [(128, 0.01), (384, 0.5), (512, 0.002)]
-    model = ReplayedTRPO("MlpPolicy", "CartPole-v1", radius_schedule=schedule, **SMALL)
+    recording = [[steps, radius, np.nan, np.nan] for steps, radius in schedule]
+    model: Any = algorithm("MlpPolicy", "CartPole-v1", recording=recording, **SMALL)
     used = []
     original = model._record_judgement
 
@@ -69,7 +114,7 @@ def test_a_replayed_radius_is_the_recorded_one() -> None:
         used.append((model.num_timesteps, model.region.radius))
         original(measured)
 
-    model._record_judgement = record  # type: ignore[method-assign]
+    model._record_judgement = record
     model.learn(640)
     assert used == [(128, 0.01), (256, 0.01), (384, 0.5), (512, 0.002), (640, 0.002)]
 

@@ -1,5 +1,6 @@
 """Grids carried out for real, on small runs: all of it is RL Zoo's training in processes of its own."""
 
+import copy
 import json
 import os
 import re
@@ -9,24 +10,30 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
+from distributed import LocalCluster
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from sb3_trustregion.benchmark import campaign, cli, runs, training
 from sb3_trustregion.benchmark.campaign import Options, Summary, carry_out
 from sb3_trustregion.benchmark.grid import Grid, make_grid
 from sb3_trustregion.benchmark.results import Results, Run
 from sb3_trustregion.benchmark.runs import EPISODES_FILE, MISMATCH_FILE, RUN_FILE, TRACEBACK_FILE
+from sb3_trustregion.benchmark.variants import VARIANTS
 from tests.helpers import heed_ctrl_c
 
 pytestmark = pytest.mark.slow
 
 TINY_PPO: dict[str, Any] = {"base": "ppo-default", "hyperparameters": {"n_steps": 64}}
-BROKEN: dict[str, Any] = {"base": "npg", "hyperparameters": {"nonsense": 1}}
+BROKEN: dict[str, Any] = {"base": "npg", "hyperparameters": {"n_steps": -5}}
 PATIENCE = 180.0
 
 
@@ -84,7 +91,7 @@ def test_a_result_is_complete(carried: Carried) -> None:
 
 def test_a_failed_run_says_why(carried: Carried) -> None:
     text = carried.run("broken", 1000).traceback()
-    assert "unexpected keyword argument 'nonsense'" in text
+    assert "n_steps" in text
     assert "sb3_trustregion/benchmark/training.py" in text
     assert sys.prefix not in text
 
@@ -132,9 +139,11 @@ def train_here(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 def test_a_replayed_run_has_the_other_seeds_radius(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_here(monkeypatch, tmp_path / "scratch")
     names = ["adaptive_trpo-replayed", "adaptive_trpo"]
-    short = {"n_steps": 256, "batch_size": 64}
+    for name in names:
+        short = {**VARIANTS[name].hyperparameters, "n_steps": 256, "batch_size": 64}
+        monkeypatch.setitem(VARIANTS, name, replace(VARIANTS[name], hyperparameters=short))
     values = {"tasks": ["CartPole-v1"], "variants": names, "seeds": [1000, 1001], "n_timesteps": 768}
-    grid = make_grid({"output": tmp_path, "environment": short, **values}, is_evaluation=False)
+    grid = make_grid({"output": tmp_path, **values}, is_evaluation=False)
     assert len(carry_out(grid, Options(jobs=1)).finished) == 4
     found = {run.key[1:]: run for run in Results(tmp_path).all()}
     for seed, other in ((1000, 1001), (1001, 1000)):
@@ -171,6 +180,74 @@ def test_the_final_policy_is_evaluated_alike_for_all(tmp_path: Path, monkeypatch
     for name in (EPISODES_FILE, RUN_FILE):
         assert (once.folder / name).is_file()
     assert (once.folder / EPISODES_FILE).read_bytes() == (again.folder / EPISODES_FILE).read_bytes()
+
+
+class FarAway(gym.ObservationWrapper[Any, Any, Any]):
+    """What a policy sees only where the statistics of training are subtracted."""
+
+    def observation(self, observation: Any) -> Any:
+        return observation + 1e4
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_final_policy_sees_what_it_was_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, normalize: bool
+) -> None:
+    wrapper = f"{__name__}.FarAway"
+    environment = {"normalize": normalize, **({"env_wrapper": wrapper} if normalize else {})}
+    grid = make_grid(
+        {
+            "output": tmp_path / "results",
+            "tasks": ["CartPole-v1"],
+            "variants": [{"tiny-ppo": TINY_PPO}],
+            "seeds": [1000],
+            "n_timesteps": 300,
+            "environment": environment,
+        },
+        is_evaluation=False,
+    )
+    [spec] = grid.specs()[0]
+    manager, model = training._set_up(spec, tmp_path / "zoo")
+    manager.learn(model)
+    seen: dict[str, Any] = {}
+
+    def evaluate(model: Any, env: Any, n_episodes: int, **options: Any) -> Any:
+        seen.update(env=env, deterministic=options["deterministic"], before=copy.deepcopy(statistics_of(env)))
+        found = evaluate_policy(model, env, n_episodes, **options)
+        seen["after"] = copy.deepcopy(statistics_of(env))
+        return found
+
+    monkeypatch.setattr(training, "evaluate_policy", evaluate)
+    returns, lengths = training._evaluate(manager, model, 1000)
+    assert seen["deterministic"] is True
+    assert len(returns) == 20
+    # Raw: CartPole pays 1 a step.
+    assert returns == [float(length) for length in lengths]
+    if not normalize:
+        assert seen["before"] is None
+        return
+    trained = statistics_of(model.get_env())
+    assert trained["mean"].min() > 9000.0
+    for name, value in trained.items():
+        np.testing.assert_array_equal(seen["before"][name], value)
+        np.testing.assert_array_equal(seen["after"][name], value)
+
+
+def statistics_of(env: Any) -> dict[str, Any] | None:
+    normalizer = unwrap_vec_normalize(env)
+    return None if normalizer is None else dict(vars(normalizer.obs_rms))  # type: ignore[arg-type]
+
+
+def test_the_final_policy_is_evaluated_on_the_same_task(tmp_path: Path) -> None:
+    values = {"tasks": ["Pendulum-v1"], "variants": ["ppo-zoo"], "seeds": [1000], "n_timesteps": 300}
+    environment = {"n_envs": 1, "env_kwargs": {"g": 5.0}}
+    grid = make_grid({"output": tmp_path, **values, "environment": environment}, is_evaluation=False)
+    [spec] = grid.specs()[0]
+    manager, model = training._set_up(spec, tmp_path / "zoo")
+    trained_in = model.get_env()
+    assert trained_in is not None
+    for env in (trained_in, manager.create_envs(2, eval_env=True, no_log=True)):
+        assert set(env.get_attr("g")) == {5.0}
 
 
 def test_a_run_that_ends_early_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,6 +427,14 @@ def test_a_cluster_may_lose_a_worker(tmp_path: Path, cluster: tuple[str, list[su
     assert process.wait(2 * PATIENCE) == 0
     assert len(finished(output)) == 3
     assert all(json.loads(path.read_text())["status"] == "finished" for path in finished(output))
+
+
+def test_no_worker_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(campaign, "SECONDS_FOR_WORKERS", 1)
+    with LocalCluster(n_workers=0, processes=False, dashboard_address=None) as scheduler:  # type: ignore[no-untyped-call]
+        address = scheduler.scheduler_address
+        with pytest.raises(ValueError, match="address must be of a scheduler that has workers, got none at 'inproc:"):
+            carry_out(make(tmp_path, ["npg"], [1000]), Options(backend="dask", address=address))
 
 
 def test_no_scheduler_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,11 +36,14 @@ def make(tmp_path: Path, is_evaluation: bool = False, **changes: Any) -> grid.Gr
         ({"seeds": []}, "seeds must not be empty"),
         ({"n_timesteps": 0}, "n_timesteps must be an integer >= 1, got 0"),
         ({"environment": {"n_envs": 0}}, "n_envs must be an integer >= 1, got 0"),
+        ({"environment": {"n_env": 4}}, "environment must have entries among n_envs, normalize, .*, got n_env"),
+        ({"seeds": [[1]]}, r"seed must be an integer >= 0, got \[1\]"),
+        ({"tasks": [5]}, "task must be an id that Gymnasium knows, got '5'"),
         ({"gym_packages": ["no.such.module"]}, "gym_packages must be modules that can be imported"),
         ({"variants": ["adaptive_trpo-replayed"]}, "seeds must be at least two for adaptive_trpo-replayed"),
         (
             {"variants": ["adaptive_trpo-replayed"], "seeds": [1000, 1001]},
-            "variants must contain adaptive_trpo, whose radius adaptive_trpo-replayed replays",
+            "variants must contain adaptive_trpo, by whose record adaptive_trpo-replayed goes",
         ),
     ],
 )
@@ -81,9 +84,12 @@ def test_a_schedule_is_replayed_from_another_seed(tmp_path: Path) -> None:
     specs, _ = make(tmp_path, variants=names, seeds=[1000, 1001, 1002]).specs()
     assert {spec.seed: spec.replayed_seed for spec in specs if spec.variant.replays} == {
         1000: 1001,
-        1001: 1002,
-        1002: 1000,
+        1001: 1000,
+        1002: 1001,
     }
+    # Who is there already goes by the same record when seeds are added.
+    more, _ = make(tmp_path, variants=names, seeds=[1000, 1001, 1002, 1003]).specs()
+    assert [spec for spec in more if spec.seed != 1003] == specs
 
 
 def test_a_specification_survives_the_way_to_another_process(tmp_path: Path) -> None:
@@ -122,6 +128,48 @@ def test_results_of_this_version_are_taken(tmp_path: Path) -> None:
     grid.check_results(made.specs()[0], Results(tmp_path), rerun_outdated=False)
 
 
+def derived(tmp_path: Path, base: str) -> grid.Grid:
+    return make(tmp_path, variants=[{"mine": {"base": base}}])
+
+
+def test_a_name_stands_for_one_algorithm(tmp_path: Path) -> None:
+    # Both have the same hyperparameters, and no code of ours.
+    write_result(derived(tmp_path, "ppo-default"))
+    with pytest.raises(ValueError, match="mine on CartPole-v1, seed 1000: variant's algorithm 'ppo' instead of 'trpo'"):
+        grid.check_results(derived(tmp_path, "trpo-default").specs()[0], Results(tmp_path), rerun_outdated=False)
+
+
+@pytest.mark.parametrize("rerun_outdated", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"environment": {"n_envs": 8}}, "more than one environment on CartPole-v1 of those with one configuration"),
+        ({"n_timesteps": 20}, "more than one number of steps on CartPole-v1: 10, 20"),
+    ],
+)
+def test_results_of_other_variants_must_go_with_them(
+    tmp_path: Path, changes: dict[str, Any], message: str, rerun_outdated: bool
+) -> None:
+    write_result(make(tmp_path))
+    specs, _ = make(tmp_path, variants=["trpo-default"]).specs()
+    grid.check_results(specs, Results(tmp_path), rerun_outdated)
+    others, _ = make(tmp_path, variants=["trpo-default"], **changes).specs()
+    with pytest.raises(ValueError, match=message):
+        grid.check_results(others, Results(tmp_path), rerun_outdated)
+
+
+def test_algorithms_must_have_the_same_core(tmp_path: Path) -> None:
+    made = make(tmp_path, variants=["adaptive_ppo"])
+    [spec] = made.specs()[0]
+    changed = {**spec.modules, "sb3_trustregion.core.radius": "01234567"}
+    write_result(made, modules=changed, code="other")
+    others, _ = make(tmp_path, variants=["adaptive_trpo"]).specs()
+    with pytest.raises(ValueError, match=r"more than one version of sb3_trustregion\.core\.radius: 01234567, "):
+        grid.check_results(others, Results(tmp_path), rerun_outdated=False)
+    # Stock has none of it.
+    grid.check_results(make(tmp_path).specs()[0], Results(tmp_path), rerun_outdated=False)
+
+
 def test_a_grid_may_come_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yml"
     path.write_text("tasks: {CartPole-v1: 5}\nseeds: [1000]\nvariants: [npg, {mine: {base: npg}}]\n")
@@ -131,7 +179,24 @@ def test_a_grid_may_come_from_a_file(tmp_path: Path) -> None:
     assert made.environment == {"n_envs": 1, "normalize": True}
 
 
-@pytest.mark.parametrize(("text", "message"), [("tsks: []", r"got \['tsks'\]"), ("- 1", "got"), ("{", "can be read")])
+def test_an_empty_entry_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yml"
+    path.write_text("output:\nseeds:\n")
+    assert read_grid(path) == {"output": tmp_path / "mine"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tsks: []", r"got \['tsks'\]"),
+        ("- 1", "got"),
+        ("{", "can be read"),
+        ("seeds: 1000", "seeds must be a list, got 1000"),
+        ("tasks: 5", "tasks must be a list, or a mapping to numbers of steps, got 5"),
+        ("environment: 4", "environment must be a mapping, got 4"),
+        ("output: [1]", r"output must be a path, got \[1\]"),
+    ],
+)
 def test_malformed_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "grid.yml"
     path.write_text(text)
@@ -139,10 +204,10 @@ def test_malformed_files_are_refused(tmp_path: Path, text: str, message: str) ->
         read_grid(path)
 
 
-@pytest.mark.parametrize("name", ["exploratory", "ablations"])
+@pytest.mark.parametrize("name", ["exploratory", "ablations", "evaluation"])
 def test_committed_grids_can_be_run(name: str) -> None:
     path = Path(__file__).parents[2] / "benchmarks" / f"{name}.yml"
-    made = make_grid(read_grid(path), is_evaluation=False)
+    made = make_grid(read_grid(path), is_evaluation=name == "evaluation")
     specs, left_out = made.specs()
     assert made.output == path.parent / name
     assert left_out == []
@@ -195,6 +260,7 @@ def test_flags_go_before_the_file(tmp_path: Path) -> None:
         (["run", "--tasks", "CartPole-v1", "--backend", "dask"], "address must be given with backend 'dask'"),
         (["run", "--tasks", "CartPole-v1", "--output", "FILE/below"], "output must be a folder that can be written to"),
         (["report", "FILE"], "results must be a folder that `run` wrote to"),
+        (["report", "FILE", "--reps", "0"], "reps must be an integer >= 1, got 0"),
         (["references", "nonsense"], "task must be an id that Gymnasium knows"),
     ],
 )

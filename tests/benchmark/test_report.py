@@ -1,13 +1,17 @@
 """The page holds what it must, by itself."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
-from sb3_trustregion.benchmark import cli
+from sb3_trustregion.benchmark import cli, plots, tables
 from sb3_trustregion.benchmark.page import Code, Fold, Heading, Table, Text, write_page
+from sb3_trustregion.benchmark.references import read_references
 from sb3_trustregion.benchmark.results import Results
+from sb3_trustregion.benchmark.scores import collect
+from sb3_trustregion.benchmark.statistics import make_block
 from tests.benchmark.synthetic import make_grid, write_results
 
 TASKS = ["Pendulum-v1", "CartPole-v1"]
@@ -95,6 +99,57 @@ def test_a_report_on_nothing_complete_says_so(tmp_path: Path) -> None:
     page = (tmp_path / "elsewhere" / "report.html").read_text()
     assert "Left out of what is taken over all tasks: Acrobot-v1: runs of ppo-default, npg are missing" in page
     assert "CartPole-v1" in page
+
+
+def test_a_report_on_failures_alone_says_why(tmp_path: Path) -> None:
+    write_results(make_grid(tmp_path, ["CartPole-v1"], ["npg"], [1000], 10_000), failing=("npg", 1000))
+    assert cli.main(["report", str(tmp_path), "--reps", "20"]) == 0
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "1 of 1 runs failed" in page
+    assert "Error: &lt;synthetic&gt;" in page
+
+
+def test_a_report_needs_a_folder_to_write_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_results(make_grid(tmp_path, ["CartPole-v1"], ["npg"], [1000], 10_000))
+    (tmp_path / "file").touch()
+    assert cli.main(["report", str(tmp_path), "--output", str(tmp_path / "file" / "below")]) == 2
+    assert "output must be a folder that can be written to" in capsys.readouterr().err
+
+
+def test_who_failed_is_not_the_best(tmp_path: Path) -> None:
+    names, seeds = ["npg", "ppo-default"], [1000, 1001]
+    grid = make_grid(tmp_path, ["CartPole-v1"], names, seeds, 10_000)
+    for failing, best in ((None, 0), (("npg", 1001), 1)):
+        write_results(grid, {"npg": 0.9, "ppo-default": 0.2}, failing)
+        collection = collect(tmp_path)
+        table = tables.task_table(collection, "CartPole-v1", list(collection.variants.values()))
+        assert [row[0] for row in table.rows] == ["PPO, defaults", "NPG"]
+        assert {row for row, _ in table.strong} == {1 - best}
+
+
+def test_seeds_of_a_claim_are_drawn_each_in_its_own_way() -> None:
+    styles = [plots._seed_style(index) for index in range(10)]
+    assert len({(style.color, str(style.dashes)) for style in styles}) == 10
+
+
+def test_the_spread_over_radii_is_over_all_of_them_or_none(tmp_path: Path) -> None:
+    names = ["trpo-radius_div20", "trpo-default", "trpo-radius_x20"]
+    write_results(
+        make_grid(tmp_path, ["CartPole-v1"], names, [1000], 10_000), dict(zip(names, (0.8, 0.7, 0.1), strict=True))
+    )
+    collection = collect(tmp_path)
+    family = {"trpo-default": dict(zip((0.05, 1.0, 20.0), names, strict=True))}
+    block = make_block(collection, list(collection.variants.values()), read_references())
+    [row] = tables.spread_over_radii(block, "evaluation", family, {"trpo-default": "TRPO"}).rows
+    means = [block.scores["evaluation"][name].mean() for name in names]
+    assert row == ["TRPO", *[tables.number(max(means) - min(means))] * 2]
+    # Where a task lacks a radius, it is left out and said to be.
+    shutil.rmtree(Results(tmp_path).folder(("CartPole-v1", "trpo-radius_x20", 1000)))
+    write_results(make_grid(tmp_path, ["Acrobot-v1"], names, [1000], 10_000))
+    assert cli.main(["report", str(tmp_path), "--reps", "20"]) == 0
+    summary = (tmp_path / "report" / "summary.md").read_text()
+    assert "Left out of what is taken over all tasks: CartPole-v1: runs of trpo-radius_x20 are missing" in summary
+    assert "| | Acrobot-v1 | mean |" in summary.replace("|  |", "| |")
 
 
 def test_texts_are_escaped(tmp_path: Path) -> None:

@@ -51,6 +51,14 @@ def test_nothing_is_there_until_all_is(tmp_path: Path, monkeypatch: pytest.Monke
     assert list((results.runs_folder / INCOMING).iterdir()) == []
 
 
+def test_another_grid_may_be_writing(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    incoming = results.runs_folder / INCOMING / "of-the-other"
+    incoming.mkdir(parents=True)
+    results.check_writable()
+    assert [path.name for path in incoming.parent.iterdir()] == ["of-the-other"]
+
+
 def test_commands_are_kept_once(tmp_path: Path) -> None:
     results = Results(tmp_path)
     for command in ("run a", "run b", "run a"):

@@ -10,7 +10,7 @@ from sb3_trustregion.benchmark import cli, scores
 from sb3_trustregion.benchmark.references import measure_random, read_references
 from sb3_trustregion.benchmark.results import Results
 from sb3_trustregion.benchmark.runs import RUN_FILE, record_text
-from sb3_trustregion.benchmark.scores import N_CHECKPOINTS, collect, learning_curve
+from sb3_trustregion.benchmark.scores import N_CHECKPOINTS, collect, last_returns, learning_curve
 from sb3_trustregion.benchmark.training import _episodes
 from tests.benchmark.synthetic import make_grid, write_results
 
@@ -43,6 +43,28 @@ def test_episodes_are_ordered_by_steps_of_all_environments(tmp_path: Path) -> No
     (tmp_path / "0.monitor.csv").write_text('#{"t_start": 1}\nr,l,t\n1.0,10,5.0\n2.0,20,9.0\n')
     (tmp_path / "1.monitor.csv").write_text('#{"t_start": 1}\nr,l,t\n3.0,15,1.0\n')
     assert _episodes(tmp_path) == [[20, 1.0, 10], [30, 3.0, 15], [60, 2.0, 20]]
+
+
+def test_episodes_that_end_together_are_not_sorted_by_their_returns(tmp_path: Path) -> None:
+    for index, value in enumerate((2.0, 1.0, 3.0)):
+        (tmp_path / f"{index}.monitor.csv").write_text(f'#{{"t_start": 1}}\nr,l,t\n{value},10,5.0\n')
+    assert _episodes(tmp_path) == [[30, 2.0, 10], [30, 1.0, 10], [30, 3.0, 10]]
+
+
+def test_episodes_that_end_together_count_together() -> None:
+    timesteps = np.repeat([100.0, 200.0, 600.0], 4)
+    returns = np.arange(12.0)
+    for order in (slice(None), slice(None, None, -1)):
+        values = returns.reshape(3, 4)[:, order].ravel()
+        assert last_returns(timesteps, values) == np.mean([8.0, 9.0, 10.0, 11.0])
+        curve = learning_curve(timesteps, values, 1000)
+        # Before the first, at it, long after the second, long after the last.
+        assert [curve[index] for index in (0, 4, 20, -1)] == [1.5, 1.5, 5.5, 9.5]
+
+
+def test_the_last_tenth_of_single_episodes_is_a_tenth() -> None:
+    assert last_returns(np.arange(1.0, 41.0), np.arange(40.0)) == np.mean([36.0, 37.0, 38.0, 39.0])
+    assert np.isnan(last_returns(np.array([]), np.array([])))
 
 
 def test_scores_are_of_the_end(tmp_path: Path) -> None:

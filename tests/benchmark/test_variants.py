@@ -1,45 +1,23 @@
 """What is compared, and with which hyperparameters."""
 
-import importlib
 import inspect
 from typing import Any
 
 import pytest
-from rl_zoo3.utils import ALGOS
 
 from sb3_trustregion.benchmark.hyperparameters import nearest_rollouts, resolve, task_entry, usual_timesteps
 from sb3_trustregion.benchmark.variants import (
-    IMPLEMENTATIONS,
     MAIN,
+    OF_THE_ZOO,
     VARIANTS,
     Variant,
+    accepted_arguments,
+    algorithm_class,
     derive_variant,
     find_variant,
 )
-from sb3_trustregion.zoo import register
 
-# What RL Zoo takes out of an entry before it makes the model.
-OF_THE_ZOO = {"n_timesteps", "n_envs", "normalize"}
 SHARED = {"n_envs": 1, "normalize": True}
-
-
-def class_of(variant: Variant) -> type:
-    if variant.algorithm in IMPLEMENTATIONS:
-        module, _, name = IMPLEMENTATIONS[variant.algorithm].partition(":")
-        found: type = getattr(importlib.import_module(module), name)
-        return found
-    register()
-    return ALGOS[variant.algorithm]
-
-
-def accepted_arguments(algorithm: type) -> set[str]:
-    """Also those of the base class, where a subclass passes arguments on."""
-    parameters: set[str] = set()
-    for cls in algorithm.__mro__:
-        parameters |= set(inspect.signature(cls.__init__).parameters)  # type: ignore[misc]
-        if "kwargs" not in inspect.signature(cls.__init__).parameters:  # type: ignore[misc]
-            break
-    return parameters
 
 
 @pytest.mark.parametrize("task", ["CartPole-v1", "Hopper-v5"])
@@ -48,7 +26,7 @@ def test_hyperparameters_are_arguments_of_the_algorithm(variant: Variant, task: 
     resolved = resolve(variant, task, 100_000, SHARED)
     assert resolved is not None
     assert resolved["n_timesteps"] == 100_000
-    assert set(resolved) - OF_THE_ZOO <= accepted_arguments(class_of(variant))
+    assert set(resolved) - OF_THE_ZOO <= accepted_arguments(variant.algorithm)
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if not VARIANTS[name].per_task])
@@ -68,6 +46,17 @@ def test_zoo_tuned_values_are_the_zoos() -> None:
     ant = resolve(find_variant("ppo-zoo"), "Ant-v5", 1, {"n_envs": 3})
     assert ant == {"n_envs": 3, "normalize": True, "policy": "MlpPolicy", "n_timesteps": 1}
     assert task_entry("trpo", "Hopper-v5") == task_entry("trpo", "Hopper-v4")
+
+
+def test_what_the_task_is_holds_for_tuned_variants_too() -> None:
+    task = {"env_kwargs": {"terminate_when_unhealthy": False}, "env_wrapper": "some.Wrapper"}
+    for name in ("ppo-zoo", "ppo-default"):
+        resolved = resolve(find_variant(name), "Hopper-v5", 1, SHARED | task)
+        assert resolved is not None
+        assert {key: resolved[key] for key in task} == task
+    own = resolve(find_variant("ppo-zoo"), "CartPole-v1", 1, {"n_envs": 3, **task})
+    assert own is not None
+    assert own["n_envs"] == 8
 
 
 def test_without_a_tuned_entry_there_is_no_tuned_variant() -> None:
@@ -101,7 +90,7 @@ def test_a_twin_differs_in_the_radius_alone() -> None:
 def test_initial_radii_span_the_protocols_decades(parent: str) -> None:
     resolved = resolve(VARIANTS[parent], "CartPole-v1", 1, SHARED)
     assert resolved is not None
-    default = inspect.signature(class_of(VARIANTS[parent])).parameters["target_kl"].default
+    default = inspect.signature(algorithm_class(VARIANTS[parent].algorithm)).parameters["target_kl"].default
     radius = resolved.get("target_kl", default)
     for suffix, factor in (("div20", 1 / 20), ("x20", 20.0)):
         variant = VARIANTS[f"{parent.removesuffix('-default')}-radius_{suffix}"]
@@ -130,6 +119,9 @@ def test_a_grid_may_define_variants() -> None:
         ("mine", "npg", "must be defined by base"),
         ("npg", {"base": "npg"}, "name must be new"),
         ("../mine", {"base": "npg"}, "name must be new"),
+        ("mine", {"base": ["npg"]}, "variant must be one of"),
+        ("mine", {"base": "npg", "hyperparameters": 5}, "must be by names npg knows, got 5"),
+        ("mine", {"base": "npg", "hyperparameters": {"target_kl": 1}}, "names npg knows, got target_kl"),
     ],
 )
 def test_malformed_variants_are_refused(name: str, definition: Any, message: str) -> None:

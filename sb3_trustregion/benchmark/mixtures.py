@@ -1,0 +1,44 @@
+"""Results that do not belong together: told before a grid is run, and again before a report is written."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+EVALUATION_SEEDS = range(10)
+# Keys of RL Zoo's entries that say what is learned, not how. Who is tuned per task may bring its own of the former.
+ENVIRONMENT = ("env_kwargs", "env_wrapper", "vec_env_wrapper", "frame_stack")
+SETTINGS = ("n_envs", "normalize", "monitor_kwargs")
+
+
+def mixtures(records: Iterable[dict[str, Any]]) -> list[str]:
+    """
+    :param records: what is kept of each run
+    :return: what must be one and is several, for people
+    """
+    found: dict[str, set[str]] = {}
+    for record in records:
+        for name, value in _shared_properties(record):
+            found.setdefault(name, set()).add(value)
+    return [f"more than one {name}: {', '.join(sorted(values))}" for name, values in found.items() if len(values) > 1]
+
+
+def _shared_properties(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    variant, task = record["variant"], record["task"]
+    yield "kind of seeds", "for claims (0-9)" if record["seed"] in EVALUATION_SEEDS else "for tuning"
+    yield "protocol of measurement", str(record["protocol"])
+    yield f"number of steps on {task}", str(record["n_timesteps"])
+    yield f"code of {variant['algorithm']}", str(record["code"])
+    yield f"algorithm of {variant['name']}", variant["algorithm"]
+    yield f"hyperparameters of {variant['name']} on {task}", str(sorted(record["hyperparameters"].items()))
+    if not variant["per_task"]:
+        yield f"environment on {task} of those with one configuration", str(_environment(record))
+    for module, digest in record.get("modules", {}).items():
+        yield f"version of {module}", digest
+    for package, version in record["versions"].items():
+        yield f"version of {package}", str(version)
+
+
+def _environment(record: dict[str, Any]) -> dict[str, Any]:
+    """As the grid set it: what a variant sets itself is what it is about."""
+    own = record["variant"]["hyperparameters"]
+    values = record["hyperparameters"]
+    return {name: values[name] for name in (*SETTINGS, *ENVIRONMENT) if name in values and name not in own}
