@@ -44,6 +44,7 @@ def code_hash(module: str) -> str:
     return digest.hexdigest()[:16]
 
 
+@cache
 def module_hashes(module: str) -> dict[str, str]:
     """
     :param module: absolute name of a module of this package
