@@ -57,11 +57,19 @@ def overview(collection: Collection, variants: list[Variant], estimates: Mapping
         total = sum(key[1] == variant.name for key in collection.runs)
         cells = [score(estimates[metric][variant.name]) for metric in METRICS]
         rows.append([variant.label, *cells, f"{failed} of {total}"])
-    strong = {
-        (int(np.argmax([estimates[metric][variant.name].point for variant in variants])), column)
-        for column, metric in enumerate(METRICS, 1)
+    points = [[estimates[metric][variant.name].point for metric in METRICS] for variant in variants]
+    return Table(["", *SHORT_METRICS.values(), "failed runs"], rows, _best(points))
+
+
+def _best(values: list[list[float]]) -> set[tuple[int, int]]:
+    """Rows of the largest value of each column, ties included; nobody's where it is -inf. Columns count from 1."""
+    best = np.max(values, axis=0, initial=-np.inf)
+    return {
+        (row, column)
+        for row, cells in enumerate(values)
+        for column, value in enumerate(cells, 1)
+        if np.isfinite(value) and value == best[column - 1]
     }
-    return Table(["", *SHORT_METRICS.values(), "failed runs"], rows, strong)
 
 
 def task_table(collection: Collection, task: str, variants: list[Variant]) -> Table:
@@ -90,9 +98,7 @@ def task_table(collection: Collection, task: str, variants: list[Variant]) -> Ta
         ]
         counts = [str(len(finished)), str(len(keys) - len(finished))]
         rows.append([variant.label, *map(_spread, values), *cost, *counts])
-    best = np.argmax(np.array(means), axis=0) if means else []
-    strong = {(int(row), column) for column, row in enumerate(best, 1) if np.isfinite(means[row][column - 1])}
-    return Table(columns, rows, strong)
+    return Table(columns, rows, _best(means))
 
 
 def _mean(records: list[dict[str, Any]], name: str, inner: str = "") -> str:

@@ -4,6 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sb3_trustregion.benchmark import cli, plots, tables
@@ -125,6 +126,11 @@ def test_who_failed_is_not_the_best(tmp_path: Path) -> None:
         table = tables.task_table(collection, "CartPole-v1", list(collection.variants.values()))
         assert [row[0] for row in table.rows] == ["PPO, defaults", "NPG"]
         assert {row for row, _ in table.strong} == {1 - best}
+
+
+def test_who_is_as_good_is_the_best_too() -> None:
+    assert tables._best([[500.0, 1.0], [500.0, 2.0], [-np.inf, -np.inf]]) == {(0, 1), (1, 1), (1, 2)}
+    assert tables._best([[-np.inf], [-np.inf]]) == set()
 
 
 def test_seeds_of_a_claim_are_drawn_each_in_its_own_way() -> None:
