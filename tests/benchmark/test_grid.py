@@ -204,7 +204,7 @@ def test_malformed_files_are_refused(tmp_path: Path, text: str, message: str) ->
         read_grid(path)
 
 
-@pytest.mark.parametrize("name", ["exploratory", "ablations", "evaluation"])
+@pytest.mark.parametrize("name", ["exploratory", "ablations", "initial-radius", "evaluation"])
 def test_committed_grids_can_be_run(name: str) -> None:
     path = Path(__file__).parents[2] / "benchmarks" / f"{name}.yml"
     made = make_grid(read_grid(path), is_evaluation=name == "evaluation")
