@@ -62,6 +62,10 @@ class ActualShuffled(Recorded):
         actual, stderr = self._draw()
         return measured._replace(actual=actual, stderr=stderr)
 
+    def _review_roll_back(self, rollout: Rollout) -> None:
+        """Whether a roll-back helped is feedback too."""
+        self.memory.rejected = None
+
     def _draw(self) -> tuple[float, float]:
         """Each of them once before any comes again."""
         if not self._waiting:

@@ -1,5 +1,6 @@
 """Carries a grid out: what is missing of it, on this machine's cores or on a Dask cluster, one run each."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -168,11 +169,9 @@ def _backend(options: Options) -> Iterator[tuple[Any, int]]:
         with joblib.parallel_config(backend="loky", idle_worker_timeout=IDLE_SECONDS):
             yield joblib.Parallel(n_jobs=options.jobs, **shared), options.jobs
         return
-    with _client(options.address) as client:
-        settings = {"client": client, "wait_for_workers_timeout": SECONDS_FOR_WORKERS}
-        with joblib.parallel_config(backend="dask", **settings):
-            # Everything at once, so that workers which join late have something to do.
-            yield joblib.Parallel(n_jobs=-1, pre_dispatch="all", **shared), sum(client.ncores().values())
+    with _client(options.address) as client, joblib.parallel_config(backend="dask", client=client):
+        # Everything at once, so that workers which join late have something to do.
+        yield joblib.Parallel(n_jobs=-1, pre_dispatch="all", **shared), sum(client.ncores().values())
 
 
 @contextlib.contextmanager
@@ -188,7 +187,7 @@ def _client(address: str) -> Iterator[Any]:
     with client:
         try:
             client.wait_for_workers(1, timeout=SECONDS_FOR_WORKERS)
-        except TimeoutError as error:
+        except (TimeoutError, asyncio.TimeoutError) as error:  # two classes before Python 3.11
             raise ValueError(f"address must be of a scheduler that has workers, got none at {address!r}") from error
         here = provenance.package_versions("")
         for worker, there in client.run(provenance.package_versions, "").items():

@@ -16,16 +16,15 @@ from sb3_trustregion.validation import check_integer
 
 FIRST_TUNING_SEED = 1000
 SHARED_ENVIRONMENT: dict[str, Any] = {"n_envs": 1, "normalize": True}
-LIST, MAPPING = "a list", "a mapping"
 # The entries of a file, and what each must be.
 KEYS: dict[str, tuple[str, tuple[type, ...]]] = {
-    "output": ("a path", (str, Path)),
-    "seeds": (LIST, (list, tuple)),
-    "tasks": ("a list, or a mapping to numbers of steps", (list, tuple, dict)),
-    "variants": (LIST, (list, tuple)),
+    "output": ("a path", (str,)),
+    "seeds": ("a list", (list,)),
+    "tasks": ("a list, or a mapping to numbers of steps", (list, dict)),
+    "variants": ("a list", (list,)),
     "n_timesteps": ("an integer", (int,)),
-    "environment": (MAPPING, (dict,)),
-    "gym_packages": (LIST, (list, tuple)),
+    "environment": ("a mapping", (dict,)),
+    "gym_packages": ("a list", (list,)),
 }
 SHOWN_DIFFERENCES = 5
 
@@ -40,7 +39,7 @@ class Grid:
     :param seeds: of the runs
     :param output: folder of the results
     :param is_evaluation: whether the seeds are those kept for claims
-    :param environment: what everyone shares where the entry of a task does not fix it
+    :param environment: what everyone shares: what the task is, and how it is run where a tuned entry does not say
     :param gym_packages: modules to import so that tasks are known
     """
 
@@ -123,7 +122,7 @@ class Grid:
         )
 
     def _other_seed(self, seed: int) -> int:
-        """The one before, so that seeds which are added change nothing; a run's own record would make it itself."""
+        """The one before, so that more seeds at the end change nothing; a run's own record would make it itself."""
         position = self.seeds.index(seed)
         return self.seeds[position - 1 if position else 1]
 
@@ -157,9 +156,8 @@ def check_results(specs: list[RunSpec], results: Results, rerun_outdated: bool) 
     mixed = mixtures([*map(run_record, specs), *others])
     if mixed:
         raise ValueError(
-            f"output must hold no results that do not go with these, got in {str(results.output)!r}\n  "
-            + "\n  ".join(mixed[:SHOWN_DIFFERENCES])
-            + "\nChoose another folder, or run with the same settings."
+            f"runs of this grid and those in {str(results.output)!r} must go together, got\n{_listed(mixed)}\n"
+            "Choose another folder, the same settings, or --rerun-outdated with all variants that are there."
         )
 
 
@@ -169,14 +167,17 @@ def _check_versions(specs: list[RunSpec], results: Results) -> None:
         run = results.find(spec.key)
         differences = outdated(spec, run) if run is not None else []
         if differences:
-            differing.append(f"  {spec.title}: {'; '.join(differences[:SHOWN_DIFFERENCES])}")
+            differing.append(f"{spec.title}: {'; '.join(differences[:SHOWN_DIFFERENCES])}")
     if differing:
-        more = f"\n  and {len(differing) - SHOWN_DIFFERENCES} more" if len(differing) > SHOWN_DIFFERENCES else ""
-        listed = "\n".join(differing[:SHOWN_DIFFERENCES]) + more
         raise ValueError(
             f"output must hold no results of another version, got {len(differing)} in {str(results.output)!r}:\n"
-            f"{listed}\nChoose another folder, or run them again with --rerun-outdated."
+            f"{_listed(differing)}\nChoose another folder, or run them again with --rerun-outdated."
         )
+
+
+def _listed(lines: list[str]) -> str:
+    more = [f"and {len(lines) - SHOWN_DIFFERENCES} more"] if len(lines) > SHOWN_DIFFERENCES else []
+    return "\n".join(f"  {line}" for line in [*lines[:SHOWN_DIFFERENCES], *more])
 
 
 def read_grid(path: Path) -> dict[str, Any]:

@@ -27,10 +27,10 @@ def resolve(variant: Variant, task: str, n_timesteps: int, environment: dict[str
         entry = task_entry(variant.config, task)
         if entry is None:
             return None
-        # A tuned entry says what it was tuned with, but for the number of environments, which it may leave open, and
-        # for what the grid makes of the task itself.
+        # A tuned entry says how it was tuned, but may leave the number of environments open; what the task is, the grid
+        # says.
         shared = {name: environment[name] for name in ENVIRONMENT if name in environment}
-        resolved = {"n_envs": environment.get("n_envs", 1), **shared, **entry}
+        resolved = {"n_envs": environment.get("n_envs", 1), **entry, **shared}
     else:
         resolved = {**_entries(variant.config)["default"], **environment}
     return resolved | variant.hyperparameters | {"n_timesteps": n_timesteps}

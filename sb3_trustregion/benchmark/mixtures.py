@@ -1,10 +1,11 @@
 """Results that do not belong together: told before a grid is run, and again before a report is written."""
 
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 EVALUATION_SEEDS = range(10)
-# Keys of RL Zoo's entries that say what is learned, not how. Who is tuned per task may bring its own of the former.
+# Keys of RL Zoo's entries: what is learned, and how it is run. Who is tuned per task brings its own of the latter.
 ENVIRONMENT = ("env_kwargs", "env_wrapper", "vec_env_wrapper", "frame_stack")
 SETTINGS = ("n_envs", "normalize", "monitor_kwargs")
 
@@ -28,17 +29,19 @@ def _shared_properties(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield f"number of steps on {task}", str(record["n_timesteps"])
     yield f"code of {variant['algorithm']}", str(record["code"])
     yield f"algorithm of {variant['name']}", variant["algorithm"]
-    yield f"hyperparameters of {variant['name']} on {task}", str(sorted(record["hyperparameters"].items()))
+    yield f"hyperparameters of {variant['name']} on {task}", json.dumps(record["hyperparameters"], sort_keys=True)
     if not variant["per_task"]:
-        yield f"environment on {task} of those with one configuration", str(_environment(record))
+        yield from _environment(record)
     for module, digest in record.get("modules", {}).items():
         yield f"version of {module}", digest
     for package, version in record["versions"].items():
         yield f"version of {package}", str(version)
 
 
-def _environment(record: dict[str, Any]) -> dict[str, Any]:
+def _environment(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """As the grid set it: what a variant sets itself is what it is about."""
-    own = record["variant"]["hyperparameters"]
     values = record["hyperparameters"]
-    return {name: values[name] for name in (*SETTINGS, *ENVIRONMENT) if name in values and name not in own}
+    for name in (*SETTINGS, *ENVIRONMENT):
+        if name not in record["variant"]["hyperparameters"]:
+            title = f"{name} on {record['task']} of variants that are not tuned per task"
+            yield title, json.dumps(values.get(name), sort_keys=True)

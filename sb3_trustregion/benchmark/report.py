@@ -190,8 +190,8 @@ class Report:
     def _tasks(self) -> Section:
         parts: list[Part] = [
             Text(
-                "Raw returns: mean ± standard deviation over the seeds that finished, the best mean in bold unless a "
-                "seed failed. Cost is that of training."
+                "Raw returns: mean ± standard deviation over the seeds that finished, in bold the best mean of those "
+                "of which no run failed. Cost is that of training."
             )
         ]
         variants = list(self.collection.variants.values())

@@ -63,7 +63,7 @@ def overview(collection: Collection, variants: list[Variant], estimates: Mapping
 
 def _best(values: list[list[float]]) -> set[tuple[int, int]]:
     """Rows of the largest value of each column, ties included; nobody's where it is -inf. Columns count from 1."""
-    best = np.max(values, axis=0, initial=-np.inf)
+    best = np.fmax.reduce(values, axis=0, initial=-np.inf)
     return {
         (row, column)
         for row, cells in enumerate(values)

@@ -54,7 +54,7 @@ def import_packages(packages: Iterable[str]) -> None:
     for package in packages:
         try:
             importlib.import_module(package)
-        except ImportError as error:
+        except (ImportError, ValueError, AttributeError) as error:  # the latter two: no name at all
             raise ValueError(f"gym_packages must be modules that can be imported, got {package!r}: {error}") from error
 
 

@@ -14,8 +14,9 @@ TUNED = "tuned"
 ABLATION = "ablation"
 SENSITIVITY = "sensitivity"
 
-# What RL Zoo takes out of an entry before it makes the model.
+# What RL Zoo takes out of an entry before it makes the model, and arguments of the model that are not a variant's.
 OF_THE_ZOO = {"n_timesteps", "callback", *SETTINGS, *ENVIRONMENT}
+OF_THE_RUN = {"n_timesteps", "env", "seed", "verbose", "device", "tensorboard_log", "recording", "_init_setup_model"}
 
 # Joint KL in nats around the data. 0.15 and 0.3 were the best of those tried; this lies between.
 M8 = {"n_reused_rollouts": 8, "target_kl": 0.2}
@@ -224,7 +225,7 @@ def derive_variant(name: str, definition: Any) -> Variant:
         raise ValueError(f"variant's name must be new, of letters, digits, '-', '_' and '.', got {name!r}")
     base = find_variant(str(definition.get("base", "")))
     changes = definition.get("hyperparameters") or {}
-    known = accepted_arguments(base.algorithm) | OF_THE_ZOO
+    known = (accepted_arguments(base.algorithm) | OF_THE_ZOO) - OF_THE_RUN
     unknown = sorted(map(str, set(changes) - known)) if isinstance(changes, dict) else [repr(changes)]
     if unknown:
         raise ValueError(

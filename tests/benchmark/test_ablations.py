@@ -88,11 +88,14 @@ def test_shuffling_changes_nothing_else(true: type[MeasuringAlgorithm], shuffled
 
 
 def test_what_a_step_brought_does_not_reach_the_radius() -> None:
-    """Whatever truly happened, the same record in the same order gives the same evidence."""
-    options: dict[str, Any] = {"recording": RECORDING, "rollback_z": None}
-    _, small = judged(ActualShuffledTRPO, target_kl=1e-4, **options)
-    _, large = judged(ActualShuffledTRPO, target_kl=0.3, **options)
-    assert [step.actual for step in small] == [step.actual for step in large]
+    """A step that is said to have been a disaster is undone, and nothing that comes of it brings the radius back."""
+    recording = [[128.0, 0.01, -1e3, 1.0]]
+    model, improvements = judged(ActualShuffledTRPO, 8, recording=recording)
+    assert len(improvements) >= 3
+    assert model.region.n_rollbacks == len(improvements)
+    assert model.memory.n_vain == 0
+    shrunken, _ = judged(ActualShuffledTRPO, 2, recording=recording)
+    assert model.region.radius < shrunken.region.radius < 0.01
 
 
 def test_a_recording_must_have_rows() -> None:

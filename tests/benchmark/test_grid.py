@@ -40,6 +40,8 @@ def make(tmp_path: Path, is_evaluation: bool = False, **changes: Any) -> grid.Gr
         ({"seeds": [[1]]}, r"seed must be an integer >= 0, got \[1\]"),
         ({"tasks": [5]}, "task must be an id that Gymnasium knows, got '5'"),
         ({"gym_packages": ["no.such.module"]}, "gym_packages must be modules that can be imported"),
+        ({"gym_packages": [5]}, "gym_packages must be modules that can be imported, got 5"),
+        ({"gym_packages": [""]}, "gym_packages must be modules that can be imported, got ''"),
         ({"variants": ["adaptive_trpo-replayed"]}, "seeds must be at least two for adaptive_trpo-replayed"),
         (
             {"variants": ["adaptive_trpo-replayed"], "seeds": [1000, 1001]},
@@ -143,7 +145,7 @@ def test_a_name_stands_for_one_algorithm(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"environment": {"n_envs": 8}}, "more than one environment on CartPole-v1 of those with one configuration"),
+        ({"environment": {"n_envs": 8}}, "n_envs on CartPole-v1 of variants that are not tuned per task: 1, 8"),
         ({"n_timesteps": 20}, "more than one number of steps on CartPole-v1: 10, 20"),
     ],
 )
@@ -156,6 +158,13 @@ def test_results_of_other_variants_must_go_with_them(
     others, _ = make(tmp_path, variants=["trpo-default"], **changes).specs()
     with pytest.raises(ValueError, match=message):
         grid.check_results(others, Results(tmp_path), rerun_outdated)
+
+
+def test_a_variant_may_be_about_its_environment(tmp_path: Path) -> None:
+    for changes in ({"n_envs": 8}, {"normalize": False}):
+        mine = {"mine": {"base": "ppo-default", "hyperparameters": changes}}
+        specs, _ = make(tmp_path, variants=["ppo-default", mine]).specs()
+        grid.check_results(specs, Results(tmp_path), rerun_outdated=False)
 
 
 def test_algorithms_must_have_the_same_core(tmp_path: Path) -> None:

@@ -39,7 +39,6 @@ def test_code_that_is_imported_counts(package: Path) -> None:
 
 
 def test_algorithms_depend_on_the_mathematics() -> None:
-    provenance.code_hash.cache_clear()
     ablations = provenance.module_hashes("sb3_trustregion.benchmark.ablations")
     for name in ("adaptive_trpo", "adaptive_ppo"):
         modules = provenance.module_hashes(f"sb3_trustregion.{name}")

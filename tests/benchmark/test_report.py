@@ -131,6 +131,8 @@ def test_who_failed_is_not_the_best(tmp_path: Path) -> None:
 def test_who_is_as_good_is_the_best_too() -> None:
     assert tables._best([[500.0, 1.0], [500.0, 2.0], [-np.inf, -np.inf]]) == {(0, 1), (1, 1), (1, 2)}
     assert tables._best([[-np.inf], [-np.inf]]) == set()
+    # Where no episode ended there is no mean.
+    assert tables._best([[np.nan, 1.0], [2.0, 1.0]]) == {(1, 1), (0, 2), (1, 2)}
 
 
 def test_seeds_of_a_claim_are_drawn_each_in_its_own_way() -> None:

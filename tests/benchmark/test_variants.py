@@ -54,9 +54,13 @@ def test_what_the_task_is_holds_for_tuned_variants_too() -> None:
         resolved = resolve(find_variant(name), "Hopper-v5", 1, SHARED | task)
         assert resolved is not None
         assert {key: resolved[key] for key in task} == task
-    own = resolve(find_variant("ppo-zoo"), "CartPole-v1", 1, {"n_envs": 3, **task})
-    assert own is not None
-    assert own["n_envs"] == 8
+    # Tuned with a wrapper of its own.
+    entry = task_entry("ppo", "CarRacing-v3")
+    assert entry is not None
+    assert entry["env_wrapper"] != "some.Wrapper"
+    tuned = resolve(find_variant("ppo-zoo"), "CarRacing-v3", 1, task)
+    assert tuned is not None
+    assert tuned["env_wrapper"] == "some.Wrapper"
 
 
 def test_without_a_tuned_entry_there_is_no_tuned_variant() -> None:
@@ -122,6 +126,8 @@ def test_a_grid_may_define_variants() -> None:
         ("mine", {"base": ["npg"]}, "variant must be one of"),
         ("mine", {"base": "npg", "hyperparameters": 5}, "must be by names npg knows, got 5"),
         ("mine", {"base": "npg", "hyperparameters": {"target_kl": 1}}, "names npg knows, got target_kl"),
+        # What the grid or the seed decides.
+        ("mine", {"base": "npg", "hyperparameters": {"seed": 1, "n_timesteps": 1}}, "got n_timesteps, seed"),
     ],
 )
 def test_malformed_variants_are_refused(name: str, definition: Any, message: str) -> None:
