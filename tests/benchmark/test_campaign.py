@@ -406,15 +406,22 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]
         port = probe.getsockname()[1]
     address = f"tcp://127.0.0.1:{port}"
     processes = [start_dask("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port))]
+    # Workers do not wait for long.
+    wait_until(lambda: is_listening(port), "the start of the scheduler")
     options = ["--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path / "dask")]
     processes += [start_dask("distributed.cli.dask_worker", address, *options) for _ in range(2)]
     try:
         yield address, processes[1:]
     finally:
         for process in processes:
-            process.terminate()
+            process.kill()
         for process in processes:
             process.wait(PATIENCE)
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_a_cluster_may_lose_a_worker(tmp_path: Path, cluster: tuple[str, list[subprocess.Popen[bytes]]]) -> None:
