@@ -265,7 +265,8 @@ def _introduction(collection: Collection, commands: list[str]) -> list[Part]:
         {f"`{record['commit'][:10]}`{'*' * record['modified']}" for record in records if "commit" in record}
     )
     versions = sorted({f"{name} {version}" for record in records for name, version in record["versions"].items()})
-    made = f"Made at commit {', '.join(commits)} (* with changes) " if commits else "Made "
+    marks = " (* with changes)" if any(record.get("modified") for record in records) else ""
+    made = f"Made at commit {', '.join(commits)}{marks} " if commits else "Made "
     lines = [*commands, "python -m sb3_trustregion.benchmark report FOLDER"]
     return [*parts, Text(f"{made}with {', '.join(versions)}, by"), Code("\n".join(lines))]
 
