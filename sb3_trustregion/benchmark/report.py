@@ -46,7 +46,7 @@ class Report:
         self.references = references
         self.reps = reps
         # What is written beside the page, by name.
-        self.data: dict[str, list[dict[str, object]]] = {"aggregate": [], "improvement": [], "sample_efficiency": []}
+        self.data: dict[str, list[dict[str, object]]] = {}
 
     def sections(self) -> list[Section]:
         """:return: those for which there are results"""
@@ -127,7 +127,7 @@ class Report:
         ]
 
     def _keep(self, table: str, interval: Interval, **names: object) -> None:
-        self.data[table].append({**names, **{part: float(value) for part, value in interval._asdict().items()}})
+        self.data.setdefault(table, []).append({**names, **{part: float(value) for part, value in interval._asdict().items()}})
 
     def _radius(self) -> Section | None:
         parts: list[Part] = []
@@ -167,6 +167,9 @@ class Report:
             points = {
                 name: {factor: found[member] for factor, member in family.items()} for name, family in families.items()
             }
+            for name, intervals in points.items():
+                for factor, interval in sorted(intervals.items()):
+                    self._keep("sensitivity", interval, variant=name, radius_factor=factor)
             parents = [self.collection.variants[name] for name in families]
             labels = {variant.name: variant.label for variant in parents}
             picture = plots.sensitivity(points, labels, plots.family_styles(parents))
@@ -247,8 +250,7 @@ def write_report(results: Path, output: Path, references: Path, reps: int, allow
     page = write_page(TITLE, _introduction(collection, Results(results).commands()), sections, output)
     collection.table().to_csv(output / "runs.csv", index=False, float_format="%.6g")
     for name, rows in report.data.items():
-        if rows:
-            pd.DataFrame(rows).to_csv(output / f"{name}.csv", index=False, float_format="%.4f")
+        pd.DataFrame(rows).to_csv(output / f"{name}.csv", index=False, float_format="%.4f")
     return page
 
 

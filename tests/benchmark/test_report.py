@@ -81,7 +81,7 @@ def test_tables_are_written_beside_it(report: Path) -> None:
     runs = (report / "runs.csv").read_text().splitlines()
     assert len(runs) == 1 + len(TASKS) * len(NAMES) * 3
     assert sum(",failed," in line for line in runs) == 2
-    for name in ("aggregate", "improvement", "sample_efficiency"):
+    for name in ("aggregate", "improvement", "sample_efficiency", "sensitivity"):
         assert "adaptive_trpo" in (report / f"{name}.csv").read_text()
 
 
