@@ -127,7 +127,8 @@ class Report:
         ]
 
     def _keep(self, table: str, interval: Interval, **names: object) -> None:
-        self.data.setdefault(table, []).append({**names, **{part: float(value) for part, value in interval._asdict().items()}})
+        figures = {part: float(value) for part, value in interval._asdict().items()}
+        self.data.setdefault(table, []).append({**names, **figures})
 
     def _radius(self) -> Section | None:
         parts: list[Part] = []
