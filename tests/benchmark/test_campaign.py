@@ -18,7 +18,7 @@ import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
-from distributed import LocalCluster
+from distributed import Client, LocalCluster
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
@@ -411,6 +411,9 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]
     options = ["--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path / "dask")]
     processes += [start_dask("distributed.cli.dask_worker", address, *options) for _ in range(2)]
     try:
+        # The grid would not wait for the second one.
+        with Client(address, timeout=PATIENCE, set_as_default=False) as client:  # type: ignore[no-untyped-call]
+            client.wait_for_workers(2, timeout=PATIENCE)
         yield address, processes[1:]
     finally:
         for process in processes:
