@@ -5,22 +5,24 @@ The public names are imported on first use: importing the package alone must sta
 RL Zoo hook (:mod:`sb3_trustregion.zoo.import_hook`) does so whenever the interpreter starts.
 """
 
+# The one table of algorithms: RL Zoo's name, which is that of the module and of the hyperparameter file, and the class.
+ALGORITHMS: dict[str, str] = {
+    "npg": "NPG",
+    "adaptive_trpo": "AdaptiveTRPO",
+    "adaptive_ppo": "AdaptivePPO",
+}
+
 # Not `from typing import TYPE_CHECKING`, which takes longer than the rest of the start-up hook.
 TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from sb3_trustregion._version import __version__
-    from sb3_trustregion.adaptive_ppo import AdaptivePPO
-    from sb3_trustregion.adaptive_trpo import AdaptiveTRPO
-    from sb3_trustregion.npg import NPG
+if TYPE_CHECKING:  # for type checkers, which read no tables
+    from sb3_trustregion._version import __version__ as __version__
+    from sb3_trustregion.adaptive_ppo import AdaptivePPO as AdaptivePPO
+    from sb3_trustregion.adaptive_trpo import AdaptiveTRPO as AdaptiveTRPO
+    from sb3_trustregion.npg import NPG as NPG
 
-__all__ = ["NPG", "AdaptivePPO", "AdaptiveTRPO", "__version__"]
+_MODULES = {"__version__": "_version"} | {class_name: name for name, class_name in ALGORITHMS.items()}
 
-_MODULES = {
-    "NPG": "npg",
-    "AdaptivePPO": "adaptive_ppo",
-    "AdaptiveTRPO": "adaptive_trpo",
-    "__version__": "_version",
-}
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> object:

@@ -11,19 +11,20 @@ import random
 import re
 import warnings
 import zipfile
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_trustregion.stock import DAMAGED
-from sb3_trustregion.validation import check_integer
+from sb3_trustregion.common.files import DamagedFileError, check_complete, damage_told
+from sb3_trustregion.common.validation import check_integer
 
 Model = TypeVar("Model", bound=BaseAlgorithm)
 
@@ -55,12 +56,10 @@ class ResumableCheckpointCallback(BaseCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
-        check_integer("save_freq", save_freq, at_least=1)
-        check_integer("keep", keep, at_least=1)
-        self.save_freq = save_freq
+        self.save_freq = check_integer("save_freq", save_freq, at_least=1)
         self.save_path = Path(save_path)
         self.name_prefix = name_prefix
-        self.keep = keep
+        self.keep = check_integer("keep", keep, at_least=1)
         self._last_saved = 0
 
     def _init_callback(self) -> None:
@@ -154,39 +153,55 @@ def steps_of(path: Path, name_prefix: str = "checkpoint") -> int:
 def resume(
     algorithm: type[Model],
     path: str | os.PathLike[str],
-    env: GymEnv,
+    env: GymEnv | str,
     name_prefix: str = "checkpoint",
     **kwargs: Any,
 ) -> Model:
     """
-    Go on from a checkpoint: model, radius, reused rollouts, normalisation statistics, random numbers.
+    Go on from a checkpoint: model, radius, normalisation statistics, random numbers.
 
     The environments themselves cannot be saved: they are seeded from the checkpoint and reset, so that the run equals
     one that did so at that point (see ``restart_environments``). Then
     ``model.learn(remaining, reset_num_timesteps=False)``.
 
     :param algorithm: its class, such as ``AdaptiveTRPO``
-    :param path: a checkpoint, or a folder, of which the newest one that is complete is taken
+    :param path: a checkpoint, or a folder, of which the newest one that is complete is taken: those that are damaged
+        are told in warnings, any other fault is an error
     :param env: the environment, wrapped as it was: with a fresh ``VecNormalize`` if there was one
     :param name_prefix: of the checkpoints in the folder
     :param kwargs: further arguments of ``algorithm.load``
     :return: the model
-    :raises ValueError: where there is no checkpoint, or none that is complete
+    :raises ValueError: where there is no checkpoint, or none that is complete; where env or arguments do not fit it
     """
     path = Path(path)
-    candidates = checkpoints(path, name_prefix)[::-1] if path.is_dir() else [path]
+    files = [file for file in (path, Path(f"{path}.zip")) if file.is_file()]
+    candidates = checkpoints(path, name_prefix)[::-1] if path.is_dir() else files[:1]
     for candidate in candidates:
         try:
             state = _read_state(candidate)
-            model = algorithm.load(candidate, env=env, **kwargs)
-        except ValueError as error:
+        except DamagedFileError as error:
             if not path.is_dir():
                 raise
             warnings.warn(f"{error}; trying the one before it", stacklevel=2)
             continue
-        _restore(model, state)
-        return model
+        return _resumed(algorithm, candidate, state, maybe_make_env(env, 0), kwargs)
     raise ValueError(f"path must hold a complete checkpoint named {name_prefix}_*_steps.zip, got {str(path)!r}")
+
+
+def _resumed(algorithm: type[Model], path: Path, state: dict[str, Any], env: GymEnv, kwargs: dict[str, Any]) -> Model:
+    """Restore all of it, or, where an error is raised, leave statistics and random numbers as they were."""
+    before = _random_states()
+    try:
+        model = algorithm.load(path, env=env, **kwargs)
+        statistics = _matching(model.get_vec_normalize_env(), state["vec_normalize"])
+        restart_environments(model, int(state["environment_seed"]))
+        _set_random_states(state["random"])
+    except BaseException:
+        _set_random_states(before)
+        raise
+    for part, (mean, var, count) in statistics:
+        part.mean, part.var, part.count = mean.numpy().copy(), var.numpy().copy(), float(count)
+    return model
 
 
 def restart_environments(model: BaseAlgorithm, seed: int) -> None:
@@ -216,49 +231,43 @@ def training_state(model: BaseAlgorithm) -> dict[str, Any]:
     }
 
 
-def _restore(model: BaseAlgorithm, state: dict[str, Any]) -> None:
-    normalizer = model.get_vec_normalize_env()
-    if state["vec_normalize"] is not None:
-        if normalizer is None:
-            raise ValueError("env must be wrapped in VecNormalize, as it was when the checkpoint was written")
-        _set_statistics(normalizer, state["vec_normalize"])
-    restart_environments(model, int(state["environment_seed"]))
-    _set_random_states(state["random"])
-
-
 def _read_state(path: Path) -> dict[str, Any]:
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(MEMBER) as member:
-            state: dict[str, Any] = th.load(member, weights_only=True)
-    except (OSError, *DAMAGED) as error:
-        raise ValueError(f"{path} is not a complete checkpoint ({error}): load an earlier one") from error
-    return state
+    """What ``training_state`` told, from a checkpoint that is complete."""
+    check_complete(path)
+    with damage_told(path), zipfile.ZipFile(path) as archive:
+        if MEMBER not in archive.namelist():
+            raise DamagedFileError(f"{path} is not a complete checkpoint: it lacks the training state")
+        state: dict[str, Any] = th.load(BytesIO(archive.read(MEMBER)), map_location="cpu", weights_only=True)
+        return {name: state[name] for name in ("environment_seed", "vec_normalize", "random")}
 
 
 def _statistics(normalizer: VecNormalize) -> dict[str, Any]:
+    observations = {key: _moments(part) for key, part in _of_observations(normalizer).items()}
+    return {"observations": observations, "returns": _moments(normalizer.ret_rms)}
+
+
+def _moments(part: RunningMeanStd) -> list[Any]:
+    return [th.as_tensor(part.mean), th.as_tensor(part.var), float(part.count)]
+
+
+def _of_observations(normalizer: VecNormalize) -> dict[str, RunningMeanStd]:
     rms = normalizer.obs_rms if normalizer.norm_obs else {}
-    observations = rms if isinstance(rms, dict) else {"": rms}
-    return {
-        "observations": {key: _moments(value) for key, value in observations.items()},
-        "returns": _moments(normalizer.ret_rms),
-    }
+    return rms if isinstance(rms, dict) else {"": rms}
 
 
-def _set_statistics(normalizer: VecNormalize, saved: dict[str, Any]) -> None:
-    rms = normalizer.obs_rms if normalizer.norm_obs else {}
-    for key, moments in saved["observations"].items():
-        _set_moments(rms[key] if isinstance(rms, dict) else rms, moments)
-    _set_moments(normalizer.ret_rms, saved["returns"])
-
-
-def _moments(statistics: RunningMeanStd) -> list[Any]:
-    return [th.as_tensor(statistics.mean), th.as_tensor(statistics.var), float(statistics.count)]
-
-
-def _set_moments(statistics: RunningMeanStd, moments: list[Any]) -> None:
-    statistics.mean = moments[0].numpy().copy()
-    statistics.var = moments[1].numpy().copy()
-    statistics.count = float(moments[2])
+def _matching(normalizer: VecNormalize | None, saved: dict[str, Any] | None) -> list[tuple[RunningMeanStd, list[Any]]]:
+    """Statistics, each with what was saved of it; a ``ValueError`` where they are not those that were saved."""
+    if normalizer is None or saved is None:
+        if normalizer is None and saved is None:
+            return []
+        no = "not " if saved is None else ""
+        raise ValueError(f"env must {no}be wrapped in VecNormalize, as it was {no}when the checkpoint was written")
+    present, earlier = _of_observations(normalizer), saved["observations"]
+    shapes = {key: tuple(part.mean.shape) for key, part in present.items()}
+    saved_shapes = {key: tuple(moments[0].shape) for key, moments in earlier.items()}
+    if shapes != saved_shapes:
+        raise ValueError(f"env must normalise observations as the checkpoint's did, {saved_shapes}, got {shapes}")
+    return [(normalizer.ret_rms, saved["returns"]), *((present[key], moments) for key, moments in earlier.items())]
 
 
 def _random_states() -> dict[str, Any]:
@@ -279,8 +288,10 @@ def _set_random_states(states: dict[str, Any]) -> None:
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     th.set_rng_state(states["torch"].cpu())
-    if states["cuda"] and th.cuda.is_available():
-        th.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+    if th.cuda.is_available():
+        # The checkpoint may have been written where there were more or fewer of them.
+        for device, state in zip(range(th.cuda.device_count()), states["cuda"], strict=False):
+            th.cuda.set_rng_state(state.cpu(), device)
 
 
 def _sync_folder(folder: Path) -> None:

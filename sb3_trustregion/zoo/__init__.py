@@ -9,7 +9,7 @@ __all__ = ["register"]
 
 def register() -> None:
     """
-    Make ``npg``, ``adaptive_trpo`` and ``adaptive_ppo`` known to RL Zoo in this process.
+    Make our algorithms known to RL Zoo in this process.
 
     Imports RL Zoo. Calling it again changes nothing, and entries that are already there are kept.
     """

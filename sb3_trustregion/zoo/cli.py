@@ -5,6 +5,7 @@ import importlib
 import runpy
 import sys
 
+from sb3_trustregion import ALGORITHMS
 from sb3_trustregion.zoo import doctor, register
 
 # Scripts that are a function, and the module that has it.
@@ -17,11 +18,7 @@ _FUNCTIONS = {
 }
 # Scripts that are the main block of a module. RL Zoo's ``benchmark`` and ``record_training`` are missing
 # on purpose: they start ``python -m rl_zoo3...`` themselves, and only the hook reaches into those.
-_MODULES = {
-    "record_video": "rl_zoo3.record_video",
-    "push_to_hub": "rl_zoo3.push_to_hub",
-    "load_from_hub": "rl_zoo3.load_from_hub",
-}
+_MODULES = ("record_video", "push_to_hub", "load_from_hub")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m sb3_trustregion.zoo",
-        description="RL Zoo's scripts, which know npg, adaptive_trpo and adaptive_ppo here; "
+        description=f"RL Zoo's scripts, which know {', '.join(ALGORITHMS)} here; "
         "doctor tells what is registered and why not.",
     )
     parser.add_argument("command", choices=[*_FUNCTIONS, *_MODULES, "doctor"])
@@ -41,20 +38,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.command == "doctor":
         return doctor.main(args.arguments)
-    _run_script(args.command, args.arguments)
-    return 0
-
-
-def _run_script(command: str, arguments: list[str]) -> None:
-    """
-    Run a script of RL Zoo in this process.
-
-    :param command: Name of the script
-    :param arguments: Its arguments
-    """
     register()
-    sys.argv = [command, *arguments]
-    if command in _FUNCTIONS:
-        getattr(importlib.import_module(_FUNCTIONS[command]), command)()
+    sys.argv = [args.command, *args.arguments]
+    if args.command in _FUNCTIONS:
+        getattr(importlib.import_module(_FUNCTIONS[args.command]), args.command)()
     else:
-        runpy.run_module(_MODULES[command], run_name="__main__", alter_sys=True)
+        runpy.run_module(f"rl_zoo3.{args.command}", run_name="__main__", alter_sys=True)
+    return 0

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import sb3_trustregion
+from sb3_trustregion import ALGORITHMS
 from sb3_trustregion.zoo import import_hook, registration
 
 _DISTRIBUTIONS = ("sb3_trustregion", "rl_zoo3", "stable_baselines3", "sb3_contrib", "torch", "gymnasium")
+_TABLES = ("ALGOS", "HYPERPARAMS_SAMPLER", "HYPERPARAMS_CONVERTER")
 _ZOO_VERSION = "2.9."
 _STARTUP_FILE = "sb3_trustregion.start" if sys.version_info >= (3, 15) else "sb3_trustregion.pth"
 
@@ -23,6 +25,9 @@ class Finding(NamedTuple):
 
     ok: bool
     text: str
+
+    def __str__(self) -> str:
+        return f"  {'ok     ' if self.ok else 'PROBLEM'}  {self.text}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     ):
         print(title)
         for finding in findings:
-            print(f"  {'ok     ' if finding.ok else 'PROBLEM'}  {finding.text}")
+            print(finding)
             healthy = healthy and finding.ok
     print("all is well" if healthy else "something is wrong: see PROBLEM above")
     return 0 if healthy else 1
@@ -82,35 +87,29 @@ def check_zoo() -> Iterator[Finding]:
     except Exception as error:
         yield Finding(False, f"RL Zoo cannot be imported: {_describe(error)}")
         return
-    by_hook = all(name in zoo.ALGOS for name in registration.ALGORITHMS)
-    if import_hook.is_installed() and not by_hook:
+    if import_hook.is_installed() and not ALGORITHMS.keys() <= zoo.ALGOS.keys():
         yield Finding(False, "the hook is active, but did not register")
     try:
         registration.register()
     except Exception as error:
         yield Finding(False, f"register() failed: {_describe(error)}")
-    for name, class_name in registration.ALGORITHMS.items():
-        yield _check_algorithm(name, class_name)
-
-
-def _check_algorithm(name: str, class_name: str) -> Finding:
-    zoo = importlib.import_module("rl_zoo3.exp_manager")
-    try:
-        ours = getattr(sb3_trustregion, class_name)
-    except Exception as error:
-        return Finding(False, f"{name}: {class_name} cannot be imported: {_describe(error)}")
-    missing = [
-        table for table in ("ALGOS", "HYPERPARAMS_SAMPLER", "HYPERPARAMS_CONVERTER") if name not in getattr(zoo, table)
-    ]
-    if missing:
-        return Finding(False, f"{name}: missing in {', '.join(missing)}")
-    registered = zoo.ALGOS[name]
-    return Finding(registered is ours, f"{name}: {registered.__module__}.{registered.__qualname__}")
+    for name, class_name in ALGORITHMS.items():
+        missing = [table for table in _TABLES if name not in getattr(zoo, table)]
+        try:
+            ours = getattr(sb3_trustregion, class_name)
+        except Exception as error:
+            yield Finding(False, f"{name}: {class_name} cannot be imported: {_describe(error)}")
+            continue
+        if missing:
+            yield Finding(False, f"{name}: missing in {', '.join(missing)}")
+        else:
+            found = zoo.ALGOS[name]
+            yield Finding(found is ours, f"{name}: {found.__module__}.{found.__qualname__}")
 
 
 def check_hyperparameter_files() -> Iterator[Finding]:
     """:return: Where the default hyperparameters come from"""
-    for name in registration.ALGORITHMS:
+    for name in ALGORITHMS:
         path = registration.hyperparameters_path(name)
         yield Finding(path.is_file(), f"{name}: {path}" + ("" if path.is_file() else " is missing"))
 

@@ -1,7 +1,8 @@
 """
 What is written into RL Zoo: three tables, and where the default hyperparameter files are.
 
-Each function imports the Zoo module that it changes, so that the start-up hook can call them one at a time.
+Each function imports the Zoo module that it changes, so that the start-up hook can call them one at a time. What a user
+has put into a table under one of our names stays, and calling a function again changes nothing.
 """
 
 import functools
@@ -11,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import sb3_trustregion
-
-# RL Zoo's name of each algorithm, and its class in sb3_trustregion.
-ALGORITHMS = {"npg": "NPG", "adaptive_trpo": "AdaptiveTRPO", "adaptive_ppo": "AdaptivePPO"}
+from sb3_trustregion import ALGORITHMS
 
 _PATCHED = "_sb3_trustregion_defaults"
 
 
 def register() -> None:
-    """Make the algorithms known to RL Zoo. Calling it again changes nothing."""
+    """Make the algorithms known to RL Zoo."""
     register_algorithms()
     register_samplers()
     register_hyperparameters()
@@ -29,8 +28,7 @@ def register_algorithms() -> None:
     """Add the classes to ``ALGOS``, which several modules of RL Zoo import by name: it is changed in place."""
     from rl_zoo3.utils import ALGOS
 
-    classes = {name: getattr(sb3_trustregion, class_name) for name, class_name in ALGORITHMS.items()}
-    _add_missing(ALGOS, classes)
+    _add_missing(ALGOS, {name: getattr(sb3_trustregion, class_name) for name, class_name in ALGORITHMS.items()})
 
 
 def register_samplers() -> None:
@@ -59,30 +57,17 @@ def hyperparameters_path(algorithm: str) -> Path:
     :return: Path of the YAML file: inside the package (wheel) or beside it (source checkout)
     """
     package = Path(__file__).parents[1]
-    folder = package / "hyperparams"
-    if not folder.is_dir():
-        folder = package.parent / "hyperparams"
-    return folder / f"{algorithm}.yml"
+    folders = [package / "hyperparams", package.parent / "hyperparams"]
+    return next(filter(Path.is_dir, folders), folders[0]) / f"{algorithm}.yml"
 
 
 def _add_missing(table: dict[str, Any], entries: dict[str, Any]) -> None:
-    """
-    Add entries to a table in place. What a user has put there under one of our names stays.
-
-    :param table: Table of RL Zoo
-    :param entries: Entries to add
-    """
     for name, entry in entries.items():
         table.setdefault(name, entry)
 
 
 def _with_our_hyperparameters(init: Callable[..., None]) -> Callable[..., None]:
-    """
-    Wrap ``ExperimentManager.__init__``: without a ``config``, RL Zoo looks inside its own package only.
-
-    :param init: The constructor to wrap
-    :return: The constructor with our default for ``config``
-    """
+    """Wrap ``ExperimentManager.__init__``: without a ``config``, RL Zoo looks inside its own package only."""
     signature = inspect.signature(init)
 
     @functools.wraps(init)

@@ -1,0 +1,37 @@
+"""``python -m sb3_trustregion``: what is there, and what to try first."""
+
+import inspect
+from pathlib import Path
+
+import sb3_trustregion
+from sb3_trustregion.zoo import doctor, registration
+
+_ROOT = Path(__file__).parents[1]
+_TRY = """
+try
+  python -m rl_zoo3.train --algo adaptive_trpo --env CartPole-v1    (or: python -m sb3_trustregion.zoo train ...)
+  python -m rl_zoo3.enjoy --algo adaptive_trpo --env CartPole-v1 --no-render
+  python -m sb3_trustregion.zoo doctor                              what RL Zoo knows, and why not
+  python -m sb3_trustregion.benchmark --help                        comparison with stock PPO and TRPO"""
+
+
+def main() -> None:
+    """Print it."""
+    print(f"sb3_trustregion {sb3_trustregion.__version__}\n\nalgorithms")
+    for name, class_name in sb3_trustregion.ALGORITHMS.items():
+        print(f"  {class_name:<14}{name:<15}{_first_sentence(getattr(sb3_trustregion, class_name))}")
+    print("\nRL Zoo", *doctor.check_hook(), *doctor.check_zoo(), sep="\n")
+    print(f"\nhyperparameters  {registration.hyperparameters_path('<algorithm>')}")
+    readme = _ROOT / "README.md"
+    place = f"{readme}, {_ROOT / 'docs'}" if readme.is_file() else "README.md and docs/ of the source tree"
+    print(f"documentation    {place}, help(sb3_trustregion.AdaptiveTRPO)")
+    print(_TRY)
+
+
+def _first_sentence(algorithm: type) -> str:
+    paragraph = " ".join((inspect.getdoc(algorithm) or "").split("\n\n")[0].split())
+    return paragraph.split(". ")[0].split(": ")[0].rstrip(".")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Files that models are saved in: which are damaged, which another algorithm's, what stock PPO or TRPO has learned."""
+
+import inspect
+import json
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedIOBase, BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch as th
+from sb3_contrib import TRPO
+from stable_baselines3 import PPO
+from stable_baselines3.common.save_util import load_from_zip_file, open_path
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import check_for_correct_spaces, get_system_info
+from stable_baselines3.common.vec_env.patch_gym import _convert_space
+
+File = str | Path | BufferedIOBase
+
+STOCK_ARGUMENTS = set(inspect.signature(PPO).parameters) | set(inspect.signature(TRPO).parameters)
+# Arguments that are taken over within a family alone: they belong to its loss.
+OF_THE_LOSS = {"learning_rate", "batch_size", "target_kl", "ent_coef", "vf_coef", "max_grad_norm"}
+# Arguments of the run that has ended.
+OF_THE_RUN = {"seed", "verbose", "tensorboard_log"}
+
+
+class DamagedFileError(ValueError):
+    """A file that is cut off, overwritten, or no model at all."""
+
+
+class StockModel:
+    """
+    A checkpoint of stock PPO, A2C or TRPO.
+
+    :param path: the file that ``save`` wrote, or a file-like
+    :param device: where its tensors go
+    :param custom_objects: objects that replace those in the file, which are then not unpickled
+    :param print_system_info: whether to print information on the system that saved it and on this one
+    :raises ValueError: where the file is damaged or holds no policy
+    """
+
+    def __init__(
+        self,
+        path: File,
+        device: th.device | str,
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+    ) -> None:
+        check_complete(path)
+        if print_system_info:
+            print("== CURRENT SYSTEM INFO ==")
+            get_system_info()
+        data, parameters, _ = load_from_zip_file(
+            path, device=device, custom_objects=custom_objects, print_system_info=print_system_info
+        )
+        self.data: dict[str, Any] = dict(data or {})
+        self.parameters: dict[str, Any] = dict(parameters)  # state_dicts by name
+        missing = sorted({"policy_class", "observation_space", "action_space"} - self.data.keys())
+        if missing:
+            names = ", ".join(missing)
+            raise ValueError(f"custom_objects must hold {names}, which cannot be read here, got {custom_objects!r}")
+        self.is_trpo = "cg_damping" in self.data
+        self.is_ppo = "clip_range" in self.data
+
+    def check_spaces(self, env: GymEnv) -> None:
+        """
+        :param env: an environment, wrapped as for training
+        :raises ValueError: where its spaces are not the file's, as in SB3's ``load``
+        """
+        spaces = (_convert_space(self.data[name]) for name in ("observation_space", "action_space"))
+        check_for_correct_spaces(env, *spaces)
+
+    def arguments(self, accepted: set[str]) -> dict[str, Any]:
+        """
+        :param accepted: names of the constructor's arguments
+        :return: those that the file sets and that keep their meaning
+        """
+        same_loss = (self.is_ppo and "n_epochs" in accepted) or (self.is_trpo and "cg_damping" in accepted)
+        names = (accepted & STOCK_ARGUMENTS & self.data.keys()) - OF_THE_RUN - (set() if same_loss else OF_THE_LOSS)
+        return {name: self.data[name] for name in names}
+
+
+def check_file(path: File, algorithm: str, own_arguments: tuple[str, ...]) -> None:
+    """
+    :param path: a file that is to be loaded
+    :param algorithm: name of the class that loads it
+    :param own_arguments: which this class alone saves together
+    :raises ValueError: where the file is damaged or another algorithm's
+    """
+    if not check_complete(path) >= set(own_arguments):
+        raise ValueError(
+            f"path must name a model saved by {algorithm}, got {str(path)!r}, which is another algorithm's: "
+            f"to go on from stock PPO, A2C or TRPO, call {algorithm}.from_stock(path, env)"
+        )
+
+
+def check_complete(path: File) -> set[str]:
+    """
+    Read all that SB3's loader reads, but unpickle nothing: what goes wrong later is not the file's fault.
+
+    :param path: a file that SB3 or this package saved, or a file-like
+    :return: names of the attributes that it holds
+    :raises ValueError: where the file is damaged or holds no policy
+    """
+    file = open_path(path, "r", suffix="zip")
+    try:
+        with damage_told(path), zipfile.ZipFile(file) as archive:
+            attributes = set(json.loads(archive.read("data")))
+            for name in {"policy.pth", *(name for name in archive.namelist() if name.endswith(".pth"))}:
+                # read() as a whole compares the checksum, which reading in part does not.
+                th.load(BytesIO(archive.read(name)), map_location="cpu", weights_only=True)
+    finally:
+        if file is not path:
+            file.close()
+    return attributes
+
+
+def read_parameters(path: File, device: th.device | str) -> dict[str, Any]:
+    """
+    :param path: a file that SB3 or this package saved, or a file-like
+    :param device: where its tensors go
+    :return: its state_dicts by name
+    :raises ValueError: where the file is damaged or holds no policy
+    """
+    check_complete(path)
+    return dict(load_from_zip_file(path, device=device, load_data=False)[1])
+
+
+@contextmanager
+def damage_told(path: object) -> Iterator[None]:
+    """
+    For reading alone: where an environment or arguments take part, an error may be theirs.
+
+    :param path: the file that is read
+    :raises ValueError: naming it and what to do, in place of the many errors that a damaged file gives
+    """
+    try:
+        yield
+    except DamagedFileError:
+        raise
+    except Exception as error:
+        raise DamagedFileError(
+            f"path must name a model saved by Stable-Baselines3, got {str(path)!r}, which is truncated, damaged or no "
+            f"model ({type(error).__name__}: {error}): load an earlier checkpoint"
+        ) from error

@@ -1,0 +1,96 @@
+"""
+Arguments out of range, told in one form: the argument, the constraint, the value.
+
+Whatever stock PPO and TRPO work with is in range: numbers of numpy and torch, ``inf`` where it means "no limit", 0 and
+1 for bools. Each check takes the argument's name and value, raises a ``ValueError`` where the value is not what the
+name of the check says, and returns it as plain Python: what torch, ``random.seed`` and JSON are to be given.
+"""
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+
+def check_number(
+    name: str,
+    value: Any,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    below: float = math.inf,
+    at_most: float = math.inf,
+    infinite: bool = False,
+) -> float:
+    """``above`` and ``below`` exclude the bound; ``inf`` is a number only where ``infinite`` says so."""
+    bounds = [(">", above), (">=", at_least), ("<", below), ("<=", at_most)]
+    limits = [f"{sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound)]
+    try:
+        number = float(_scalar(value))
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    inside = above < number and at_least <= number <= at_most and (number < below or below == math.inf)
+    if not inside or not (infinite or math.isfinite(number)):
+        if not limits or math.isinf(number):
+            limits.insert(0, "a number" if infinite else "finite")
+        raise ValueError(f"{name} must be {' and '.join(limits)}, got {value!r}")
+    return number
+
+
+def check_integer(name: str, value: Any, at_least: int, at_most: float = math.inf) -> int:
+    """Floats are no integers, as for stock."""
+    try:
+        number = int(operator.index(_scalar(value)))
+        if at_least <= number <= at_most:
+            return number
+    except TypeError:
+        pass
+    upper = f" and <= {at_most}" if math.isfinite(at_most) else ""
+    raise ValueError(f"{name} must be an integer >= {at_least}{upper}, got {value!r}")
+
+
+def check_schedule(
+    name: str, value: Any, above: float = -math.inf, at_least: float = -math.inf, infinite: bool = False
+) -> Any:
+    """Bounds are those of a number; a schedule is left to itself."""
+    return value if callable(value) else check_number(name, value, above, at_least, infinite=infinite)
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """One of the strings."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return str(value)
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """None, 0 and 1 of any kind count; other values that Python takes for true are too likely to be mistakes."""
+    try:
+        plain = _scalar(value)
+        if plain is None or plain in (0, 1):
+            return bool(plain)
+    except (TypeError, ValueError):  # text, or an array of several
+        pass
+    raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
+def as_schedule(value: float | Callable[[float], float]) -> Callable[[float], float]:
+    """
+    :param value: a number or a schedule
+    :return: the schedule, from the remaining progress (1 to 0) to a Python float
+    """
+    if callable(value):
+        schedule = value
+        return lambda progress_remaining: float(schedule(progress_remaining))
+    constant = float(value)
+    return lambda progress_remaining: constant
+
+
+def _scalar(value: Any) -> Any:
+    """The scalar in one of numpy or torch, or in an array of one; a ``TypeError`` for text, which ``float`` reads."""
+    try:
+        plain = value.item()
+    except (AttributeError, ValueError, RuntimeError):
+        plain = value
+    if isinstance(plain, (str, bytes)):
+        raise TypeError("text is no number")
+    return plain
