@@ -23,7 +23,7 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_trustregion.common.files import DamagedFileError, check_complete, damage_told
+from sb3_trustregion.common.files import DamagedFileError, check_complete, reading
 from sb3_trustregion.common.validation import check_integer
 
 Model = TypeVar("Model", bound=BaseAlgorithm)
@@ -234,7 +234,7 @@ def training_state(model: BaseAlgorithm) -> dict[str, Any]:
 def _read_state(path: Path) -> dict[str, Any]:
     """What ``training_state`` told, from a checkpoint that is complete."""
     check_complete(path)
-    with damage_told(path), zipfile.ZipFile(path) as archive:
+    with reading(path), zipfile.ZipFile(path) as archive:
         if MEMBER not in archive.namelist():
             raise DamagedFileError(f"{path} is not a complete checkpoint: it lacks the training state")
         state: dict[str, Any] = th.load(BytesIO(archive.read(MEMBER)), map_location="cpu", weights_only=True)

@@ -1,15 +1,18 @@
 """Checkpoints: written whole or not at all, kept a few at a time, gone on from exactly."""
 
 import pickle
+import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
 from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
 from sb3_trustregion import checkpoint as module
@@ -23,7 +26,7 @@ from sb3_trustregion.checkpoint import (
     training_state,
 )
 from tests.faults.checks import numbers_of, statistics_of
-from tests.helpers import assert_same
+from tests.helpers import RandomState, assert_same
 
 N_STEPS, N_ENVS = 32, 2
 ROLLOUT = N_STEPS * N_ENVS
@@ -34,9 +37,7 @@ def make_env(vec_env_class: type[VecEnv] | None = None) -> VecNormalize:
 
 
 def make_model(algorithm: type[Any] = AdaptiveTRPO, env: VecEnv | None = None) -> Any:
-    extra = {"n_reused_rollouts": 3} if algorithm is AdaptiveTRPO else {}
-    env = env or make_env()
-    return algorithm("MlpPolicy", env, n_steps=N_STEPS, batch_size=ROLLOUT, seed=5, device="cpu", **extra)
+    return algorithm("MlpPolicy", env or make_env(), n_steps=N_STEPS, batch_size=ROLLOUT, seed=5, device="cpu")
 
 
 def written(folder: Path, n_rollouts: int = 5, **kwargs: Any) -> list[Path]:
@@ -65,9 +66,8 @@ def test_resumed_run_equals_one_that_reset_its_environments(
     assert_same(numbers_of(resumed), numbers_of(reference))
     assert len(statistics_of(resumed)) == 6
     if algorithm is not NPG:
-        assert len(resumed.memory.rollouts) == (2 if algorithm is AdaptiveTRPO else 0)
-        # Radius, pooled sums, the pending step, reused rollouts.
-        assert_same(resumed.memory.state_dict(), reference.memory.state_dict())
+        # Radius, pooled sums, the pending step.
+        assert_same(resumed.judge.state_dict(), reference.judge.state_dict())
     resumed.env.close()
     reference.env.close()
 
@@ -114,22 +114,105 @@ def test_the_newest_complete_one_is_taken(tmp_path: Path, damage: str) -> None:
     newest.write_bytes({"empty": b"", "truncated": content[: len(content) // 2]}.get(damage, b"no checkpoint at all"))
     if damage == "without the state":
         make_model().save(newest)
-    with pytest.warns(UserWarning, match=f"{newest.name} is not a complete checkpoint"):
+    with pytest.warns(UserWarning, match=f"{newest.name}.*trying the one before it"):
         model = resume(AdaptiveTRPO, tmp_path, make_env())
     assert f"_{model.num_timesteps}_" in before.name
     with pytest.raises(ValueError, match=newest.name):
         resume(AdaptiveTRPO, newest, make_env())
 
 
-def test_a_folder_without_checkpoints_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", [".", "none", "none.zip"])
+def test_a_place_without_checkpoints_is_told(tmp_path: Path, place: str) -> None:
     with pytest.raises(ValueError, match="path must hold a complete checkpoint"):
-        resume(AdaptiveTRPO, tmp_path, make_env())
+        resume(AdaptiveTRPO, tmp_path / place, make_env())
 
 
-def test_normalisation_must_be_there_again(tmp_path: Path) -> None:
-    path = written(tmp_path, n_rollouts=2)[-1]
-    with pytest.raises(ValueError, match="env must be wrapped in VecNormalize"):
-        resume(AdaptiveTRPO, path, make_vec_env("Pendulum-v1", N_ENVS))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Several checkpoints of AdaptiveTRPO, with normalisation."""
+    path = tmp_path_factory.mktemp("checkpoints")
+    written(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Several checkpoints of AdaptiveTRPO on CartPole, without normalisation."""
+    path = tmp_path_factory.mktemp("plain")
+    model = AdaptiveTRPO("MlpPolicy", "CartPole-v1", n_steps=N_STEPS, batch_size=N_STEPS, device="cpu")
+    model.learn(3 * N_STEPS, callback=ResumableCheckpointCallback(N_STEPS, path))
+    return path
+
+
+def test_the_environment_by_its_name(plain_folder: Path) -> None:
+    model = resume(AdaptiveTRPO, plain_folder, "CartPole-v1", device="cpu")
+    assert model.learn(N_STEPS, reset_num_timesteps=False).num_timesteps == 4 * N_STEPS
+
+
+def test_a_checkpoint_by_its_name_without_a_suffix(plain_folder: Path) -> None:
+    model = resume(AdaptiveTRPO, plain_folder / f"checkpoint_{2 * N_STEPS}_steps", "CartPole-v1", device="cpu")
+    assert model.num_timesteps == 2 * N_STEPS
+
+
+def normalized(**kwargs: Any) -> VecNormalize:
+    return VecNormalize(make_vec_env("Pendulum-v1", N_ENVS), **kwargs)
+
+
+MISTAKES: dict[str, tuple[type[Any], Callable[[], Any], dict[str, Any], str]] = {
+    "another task": (AdaptiveTRPO, lambda: make_vec_env("CartPole-v1"), {}, "Observation spaces do not match"),
+    "another task by name": (AdaptiveTRPO, lambda: "CartPole-v1", {}, "Observation spaces do not match"),
+    "no such task": (AdaptiveTRPO, lambda: "NoSuchTask-v0", {}, "NoSuchTask"),
+    "another action space": (AdaptiveTRPO, lambda: normalized_discrete(), {}, "Action spaces do not match"),
+    "no normalisation": (AdaptiveTRPO, lambda: make_vec_env("Pendulum-v1"), {}, "env must be wrapped in VecNormalize"),
+    "of rewards alone": (AdaptiveTRPO, lambda: normalized(norm_obs=False), {}, "env must normalise observations"),
+    "an argument out of range": (AdaptiveTRPO, normalized, {"gamma": 2.0}, r"gamma must be .*, got 2\.0"),
+    "an argument of a wrong kind": (AdaptiveTRPO, normalized, {"n_steps": "64"}, "n_steps must be an integer"),
+    "another network": (AdaptiveTRPO, normalized, {"policy_kwargs": {"net_arch": [3]}}, "policy kwargs do not equal"),
+    "no such device": (AdaptiveTRPO, normalized, {"device": "abacus"}, "abacus"),
+    "no dictionary": (AdaptiveTRPO, normalized, {"custom_objects": [1]}, "custom_objects argument must be a dict"),
+    "another class": (AdaptivePPO, normalized, {}, r"saved by AdaptivePPO, got .*AdaptivePPO\.from_stock"),
+    "a class without a radius": (NPG, normalized, {}, r"saved by NPG, got .*NPG\.from_stock"),
+}
+
+
+def normalized_discrete() -> VecNormalize:
+    class Discrete(gym.ActionWrapper):
+        def __init__(self) -> None:
+            super().__init__(gym.make("Pendulum-v1"))
+            self.action_space = gym.spaces.Discrete(2)
+
+    return VecNormalize(DummyVecEnv([Discrete] * N_ENVS))
+
+
+@pytest.mark.parametrize("where", ["folder", "file"])
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_told_at_once(folder: Path, mistake: str, where: str) -> None:
+    """As what they are, without a word about the checkpoint, and with statistics and random numbers as they were."""
+    algorithm, make, arguments, reason = MISTAKES[mistake]
+    env = make()
+    statistics = numbers_in(env)
+    random_numbers = RandomState()
+    path = folder if where == "folder" else checkpoints(folder)[-1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with pytest.raises(Exception, match=reason) as raised:
+            resume(algorithm, path, env, **{"device": "cpu", **arguments})
+    assert "complete checkpoint" not in str(raised.value)
+    assert "damaged" not in str(raised.value)
+    assert_same(numbers_in(env), statistics)
+    assert_same(RandomState().states, random_numbers.states)
+
+
+def numbers_in(env: Any) -> list[Any]:
+    if not isinstance(env, VecNormalize):
+        return []
+    parts = [env.ret_rms, *([env.obs_rms] if env.norm_obs else [])]
+    return [np.array(number) for part in parts for number in (part.mean, part.var, part.count)]
+
+
+def test_normalisation_that_was_not_there_is_told(plain_folder: Path) -> None:
+    with pytest.raises(ValueError, match="env must not be wrapped in VecNormalize, as it was not"):
+        resume(AdaptiveTRPO, plain_folder, VecNormalize(make_vec_env("CartPole-v1")), device="cpu")
 
 
 class Malicious:
@@ -145,7 +228,7 @@ def test_nothing_in_our_member_is_executed(tmp_path: Path, monkeypatch: pytest.M
     make_model().save(path)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(MEMBER, pickle.dumps(Malicious()))
-    with pytest.raises(Exception, match=r"(?i)weights.only|not a complete checkpoint"):
+    with pytest.raises(Exception, match=r"(?i)weights.only"):
         resume(AdaptiveTRPO, path, make_env())
     assert not (tmp_path / "executed").exists()
 

@@ -106,7 +106,7 @@ def check_complete(path: File) -> set[str]:
     """
     file = open_path(path, "r", suffix="zip")
     try:
-        with damage_told(path), zipfile.ZipFile(file) as archive:
+        with reading(path), zipfile.ZipFile(file) as archive:
             attributes = set(json.loads(archive.read("data")))
             for name in {"policy.pth", *(name for name in archive.namelist() if name.endswith(".pth"))}:
                 # read() as a whole compares the checksum, which reading in part does not.
@@ -129,9 +129,9 @@ def read_parameters(path: File, device: th.device | str) -> dict[str, Any]:
 
 
 @contextmanager
-def damage_told(path: object) -> Iterator[None]:
+def reading(path: object) -> Iterator[None]:
     """
-    For reading alone: where an environment or arguments take part, an error may be theirs.
+    Tell whatever goes wrong as damage: not to be put around what an environment or arguments take part in.
 
     :param path: the file that is read
     :raises ValueError: naming it and what to do, in place of the many errors that a damaged file gives

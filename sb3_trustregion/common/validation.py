@@ -30,9 +30,9 @@ def check_number(
         number = math.nan
     inside = above < number and at_least <= number <= at_most and (number < below or below == math.inf)
     if not inside or not (infinite or math.isfinite(number)):
-        if not limits or math.isinf(number):
-            limits.insert(0, "a number" if infinite else "finite")
-        raise ValueError(f"{name} must be {' and '.join(limits)}, got {value!r}")
+        if not infinite and math.isinf(number):
+            limits.insert(0, "finite")
+        raise ValueError(f"{name} must be {' and '.join(limits) or 'a number'}, got {value!r}")
     return number
 
 
