@@ -1,5 +1,6 @@
 """
-Comparison with stock PPO and TRPO: ``python -m sb3_trustregion.benchmark run`` and ``report``.
+Comparison with stock PPO and TRPO: ``python -m sb3_trustregion.benchmark run``, ``report`` and ``archive``.
 
-Each run is one of RL Zoo's, in a process of its own; what is needed for the report is kept in one folder per run.
+:mod:`~sb3_trustregion.benchmark.run` trains, each run in a process of its own, and leaves a folder of results;
+:mod:`~sb3_trustregion.benchmark.report` reads it. Neither knows the other.
 """

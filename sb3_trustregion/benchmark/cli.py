@@ -1,4 +1,4 @@
-"""``python -m sb3_trustregion.benchmark``: run a grid, report on it, measure the random policy."""
+"""``python -m sb3_trustregion.benchmark``: run a grid, report on it, archive it, measure the random policy."""
 
 import argparse
 import shlex
@@ -8,10 +8,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-from sb3_trustregion.benchmark import references
-from sb3_trustregion.benchmark.campaign import BACKENDS, Options, Summary, carry_out
-from sb3_trustregion.benchmark.grid import make_grid, read_grid
-from sb3_trustregion.benchmark.tasks import check_task, import_packages
+from sb3_trustregion.benchmark.results import Results
 from sb3_trustregion.benchmark.variants import VARIANTS
 
 PROGRAM = "python -m sb3_trustregion.benchmark"
@@ -26,9 +23,8 @@ def main(argv: list[str] | None = None) -> int:
     :param argv: command and its arguments, by default those of the process
     :return: exit code: 0, 1 where runs failed, 2 where an argument is wrong, 130 where it was stopped
     """
-    parser = _parser()
     given = sys.argv[1:] if argv is None else argv
-    arguments = parser.parse_args(given)
+    arguments = _parser().parse_args(given)
     arguments.line = shlex.join([*PROGRAM.split(), *given])
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -50,18 +46,29 @@ def _interrupt(number: int, frame: types.FrameType | None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_run(commands.add_parser("run", help="carry out a grid, or what is missing of it"))
-    _add_report(commands.add_parser("report", help="a page, figures and tables from the results"))
-    listing = commands.add_parser("variants", help="list what can be compared")
-    listing.set_defaults(command=_list_variants)
-    random = commands.add_parser("references", help="measure the random policy, whose score is 0")
+
+    def add(name: str, command: Any, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text)
+        added.set_defaults(command=command)
+        return added
+
+    _add_run_arguments(add("run", _run, "carry out a grid, or what is missing of it"))
+    report = add("report", _report, "a page, figures and tables from the results")
+    report.add_argument("results", type=Path, help="folder of the results, as runs or as an archive")
+    report.add_argument("--output", type=Path, help="by default `report` in that folder")
+    report.add_argument("--references", type=Path, help="what scores 0 and 1 mean, by default the committed file")
+    report.add_argument("--reps", type=int, default=2000, help="bootstrap samples")
+    report.add_argument("--allow-mixed", action="store_true", help="report on results of several versions all the same")
+    archive = add("archive", _archive, "put the runs of a finished grid into one file, which `report` and `run` read")
+    archive.add_argument("results", type=Path, help="folder of the results")
+    add("variants", _list_variants, "list what can be compared")
+    random = add("references", _measure, "measure the random policy, whose score is 0")
     random.add_argument("tasks", nargs="+", metavar="TASK")
     random.add_argument("--gym-packages", nargs="+", default=[])
-    random.set_defaults(command=_measure)
     return parser
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("grid", nargs="?", type=Path, help="a YAML file; flags go before its entries")
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="ids that Gymnasium knows")
     parser.add_argument("--variants", nargs="+", metavar="VARIANT", help="by default stock and ours; see `variants`")
@@ -71,63 +78,60 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n-envs", type=int, help="environments per run where a tuned entry does not fix it")
     parser.add_argument("--no-normalize", action="store_true", help="no VecNormalize but where a tuned entry has it")
     parser.add_argument("--gym-packages", nargs="+", metavar="MODULE", help="modules that register tasks")
+    parser.add_argument("--backend", help="whose environments: gymnasium, or envpool for exploring fast")
     parser.add_argument("--jobs", type=int, help="runs at a time, by default one per core")
-    parser.add_argument("--backend", choices=BACKENDS, default="loky", help="this machine, or a Dask cluster")
-    parser.add_argument("--address", default="", help="of the Dask scheduler, such as tcp://host:8786")
+    parser.add_argument("--address", default="", help="of the scheduler of a Dask cluster, such as tcp://host:8786")
     parser.add_argument("--evaluation", action="store_true", help="for a claim: seeds 0-9, which are refused otherwise")
     parser.add_argument("--retry-failed", action="store_true", help="run again what failed")
     parser.add_argument("--rerun-outdated", action="store_true", help="run again what another version made")
-    parser.set_defaults(command=_run)
-
-
-def _add_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("results", type=Path, help="folder of the results")
-    parser.add_argument("--output", type=Path, help="by default `report` in that folder")
-    parser.add_argument("--references", type=Path, default=references.COMMITTED, help="what scores 0 and 1 mean")
-    parser.add_argument("--reps", type=int, default=2000, help="bootstrap samples")
-    parser.add_argument("--allow-mixed", action="store_true", help="report on results of several versions all the same")
-    parser.set_defaults(command=_report)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    # Late, here and below: what trains and what draws takes seconds to import.
+    from sb3_trustregion.benchmark.run.campaign import Options, carry_out
+    from sb3_trustregion.benchmark.run.grid import make_grid, read_grid
+
     values: dict[str, Any] = {"output": Path(DEFAULT_OUTPUT), "seeds": DEFAULT_SEEDS}
     if arguments.grid is not None:
         values |= read_grid(arguments.grid)
-    values |= {name: value for name in ("tasks", "variants", "seeds", "output") if (value := getattr(arguments, name))}
+    flags = ("tasks", "variants", "seeds", "output", "gym_packages", "backend")
+    values |= {name: value for name in flags if (value := getattr(arguments, name))}
     if arguments.n_timesteps is not None:
         values |= {"n_timesteps": arguments.n_timesteps, "tasks": list(values.get("tasks") or [])}
-    if arguments.gym_packages:
-        values["gym_packages"] = arguments.gym_packages
-    values["environment"] = {**(values.get("environment") or {}), **_environment(arguments)}
+    environment = {} if arguments.n_envs is None else {"n_envs": arguments.n_envs}
+    environment |= {"normalize": False} if arguments.no_normalize else {}
+    values["environment"] = {**(values.get("environment") or {}), **environment}
     grid = make_grid(values, arguments.evaluation)
-    options = {name: getattr(arguments, name) for name in ("backend", "address", "retry_failed", "rerun_outdated")}
-    options["command"] = arguments.line
-    if arguments.jobs is not None:
-        options["jobs"] = arguments.jobs
-    return _conclude(carry_out(grid, Options(**options)), grid.output)
-
-
-def _environment(arguments: argparse.Namespace) -> dict[str, Any]:
-    settings: dict[str, Any] = {} if arguments.n_envs is None else {"n_envs": arguments.n_envs}
-    return settings | ({"normalize": False} if arguments.no_normalize else {})
-
-
-def _conclude(summary: Summary, output: Path) -> int:
+    options = {name: getattr(arguments, name) for name in ("address", "retry_failed", "rerun_outdated")}
+    options |= {"command": arguments.line} | ({} if arguments.jobs is None else {"jobs": arguments.jobs})
+    summary = carry_out(grid, Options(**options))
     for line in summary.left_out:
         print(f"left out: {line}")
     for spec in summary.failed:
         print(f"failed: {spec.title}")
-    print(f"{len(summary.finished)} of {summary.n_runs} runs finished, {len(summary.failed)} failed, in {output}")
+    counts = f"{len(summary.finished)} of {summary.n_runs} runs finished, {len(summary.failed)} failed"
+    print(f"{counts}, in {grid.output}")
     return 1 if summary.failed else 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    # Late: it takes seconds to import what draws.
-    from sb3_trustregion.benchmark.report import write_report
+    from sb3_trustregion.benchmark.report.references import COMMITTED
+    from sb3_trustregion.benchmark.report.report import write_report
 
+    results = Results(arguments.results)
+    if results.is_waiting():
+        print(f"no run in {arguments.results} has finished yet: there is a report when the first one has")
+        return 0
     output = arguments.output or arguments.results / "report"
-    page = write_report(arguments.results, output, arguments.references, arguments.reps, arguments.allow_mixed)
-    print(page)
+    references = arguments.references or COMMITTED
+    print(write_report(results, output, references, arguments.reps, arguments.allow_mixed))
+    return 0
+
+
+def _archive(arguments: argparse.Namespace) -> int:
+    results = Results(arguments.results)
+    results.pack()
+    print(results.archive)
     return 0
 
 
@@ -138,10 +142,12 @@ def _list_variants(arguments: argparse.Namespace) -> int:
 
 
 def _measure(arguments: argparse.Namespace) -> int:
+    from sb3_trustregion.benchmark.run.tasks import N_EPISODES, check_task, import_packages, measure_random
+
     import_packages(arguments.gym_packages)
     for task in arguments.tasks:
         check_task(task)
     for task in arguments.tasks:
-        mean, stderr = references.measure_random(task)
-        print(f"{task}: random {mean:.5g} (standard error {stderr:.2g}, {references.N_EPISODES} episodes)", flush=True)
+        mean, stderr = measure_random(task)
+        print(f"{task}: random {mean:.5g} (standard error {stderr:.2g}, {N_EPISODES} episodes)", flush=True)
     return 0

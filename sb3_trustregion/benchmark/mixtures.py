@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 EVALUATION_SEEDS = range(10)
+GYMNASIUM = "gymnasium"
 # Keys of RL Zoo's entries: what is learned, and how it is run. Who is tuned per task brings its own of the latter.
 ENVIRONMENT = ("env_kwargs", "env_wrapper", "vec_env_wrapper", "frame_stack")
 SETTINGS = ("n_envs", "normalize", "monitor_kwargs")
@@ -23,13 +24,14 @@ def mixtures(records: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _shared_properties(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    variant, task = record["variant"], record["task"]
-    yield "kind of seeds", "for claims (0-9)" if record["seed"] in EVALUATION_SEEDS else "for tuning"
+    variant, task, seed = record["variant"], record["task"], record["seed"]
+    yield "kind of seeds", "for claims (0-9)" if seed in EVALUATION_SEEDS else "for tuning"
     yield "protocol of measurement", str(record["protocol"])
+    yield "backend of environments", record.get("backend", GYMNASIUM)
     yield f"number of steps on {task}", str(record["n_timesteps"])
-    yield f"code of {variant['algorithm']}", str(record["code"])
     yield f"algorithm of {variant['name']}", variant["algorithm"]
     yield f"hyperparameters of {variant['name']} on {task}", json.dumps(record["hyperparameters"], sort_keys=True)
+    yield f"record replayed by {variant['name']}, seed {seed}", f"{variant['replays']} {record['replayed_seed']}"
     if not variant["per_task"]:
         yield from _environment(record)
     for module, digest in record.get("modules", {}).items():
@@ -40,8 +42,7 @@ def _shared_properties(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _environment(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """As the grid set it: what a variant sets itself is what it is about."""
-    values = record["hyperparameters"]
     for name in (*SETTINGS, *ENVIRONMENT):
         if name not in record["variant"]["hyperparameters"]:
             title = f"{name} on {record['task']} of variants that are not tuned per task"
-            yield title, json.dumps(values.get(name), sort_keys=True)
+            yield title, json.dumps(record["hyperparameters"].get(name), sort_keys=True)

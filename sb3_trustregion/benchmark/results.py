@@ -1,11 +1,11 @@
-"""A folder of results: one folder per run, written as a whole or not at all."""
+"""A folder of results: one folder per run, written as a whole or not at all; of a finished grid, one archive."""
 
 import contextlib
-import gzip
-import io
 import json
 import os
 import shutil
+import tarfile
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,15 +15,18 @@ from typing import Any
 
 import pandas as pd
 
-from sb3_trustregion.benchmark.runs import EPISODES_FILE, PROGRESS_FILE, RUN_FILE, TRACEBACK_FILE, RunSpec
 from sb3_trustregion.benchmark.variants import Variant
 
 Key = tuple[str, str, int]
-INCOMING = ".incoming"
+
+RUN_FILE = "run.json"
+EPISODES_FILE = "episodes.csv"
+PROGRESS_FILE = "progress.csv"
+TRACEBACK_FILE = "traceback.txt"
 COMMANDS_FILE = "commands.txt"
+ARCHIVE_FILE = "runs.tar.xz"
+INCOMING = ".incoming"
 STALE_SECONDS = 60.0
-# Of a variant: what its name must always stand for. Its hyperparameters are compared as they came out.
-DECISIVE = ("algorithm", "replays")
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,11 @@ class Run:
 
     def episodes(self) -> pd.DataFrame:
         """:return: training episodes: ``timesteps`` of training at their end, raw ``return``, ``length``"""
-        return _read_table(self.folder / EPISODES_FILE)
+        return pd.read_csv(self.folder / EPISODES_FILE)
 
     def progress(self) -> pd.DataFrame:
         """:return: what the updates logged, by ``timesteps``"""
-        return _read_table(self.folder / PROGRESS_FILE)
+        return pd.read_csv(self.folder / PROGRESS_FILE)
 
     def traceback(self) -> str:
         """:return: why it failed"""
@@ -87,6 +90,7 @@ class Results:
     def __init__(self, output: Path) -> None:
         self.output = output
         self.runs_folder = output / "runs"
+        self.archive = output / ARCHIVE_FILE
 
     def folder(self, key: Key) -> Path:
         """
@@ -102,19 +106,22 @@ class Results:
         :return: that run, finished or failed; None where there is none
         """
         folder = self.folder(key)
-        path = folder / RUN_FILE
-        return Run(folder, json.loads(path.read_text("utf-8"))) if path.is_file() else None
+        return _read(folder / RUN_FILE) if (folder / RUN_FILE).is_file() else None
 
     def all(self) -> Iterator[Run]:
         """:return: every run, by task, variant and seed"""
-        for path in sorted(self.runs_folder.glob(f"*/*/*/{RUN_FILE}")):
-            yield Run(path.parent, json.loads(path.read_text("utf-8")))
+        return map(_read, sorted(self.runs_folder.glob(f"*/*/*/{RUN_FILE}")))
 
-    def check_writable(self) -> None:
+    def is_waiting(self) -> bool:
         """
-        :raises ValueError: where nothing can be written to the folder
+        :return: whether `run` wrote here and no run has ended yet
+        :raises ValueError: where it never did
         """
-        check_folder(self.output, self.runs_folder / INCOMING)
+        if self.archive.is_file() or any(self.runs_folder.glob(f"*/*/*/{RUN_FILE}")):
+            return False
+        if not self.commands():
+            raise ValueError(f"results must be a folder that `run` wrote to, got {str(self.output)!r}")
+        return True
 
     def write(self, key: Key, files: dict[str, bytes]) -> None:
         """
@@ -137,23 +144,8 @@ class Results:
             folder.rename(old)
         incoming.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # another grid may be writing
             incoming.parent.rmdir()
-
-    def add_command(self, command: str) -> None:
-        """
-        :param command: that the results are made by; kept once
-        """
-        commands = self.commands()
-        if command not in commands:
-            incoming = self.output / f"{COMMANDS_FILE}.incoming"
-            incoming.write_text("\n".join([*commands, command]) + "\n", "utf-8")
-            incoming.replace(self.output / COMMANDS_FILE)
-
-    def commands(self) -> list[str]:
-        """:return: what the results were made by"""
-        path = self.output / COMMANDS_FILE
-        return path.read_text("utf-8").splitlines() if path.is_file() else []
 
     def tidy(self) -> None:
         """Remove what a killed process left half-written: nothing else is there for long."""
@@ -162,44 +154,86 @@ class Results:
                 if time.time() - path.stat().st_mtime > STALE_SECONDS:
                     shutil.rmtree(path)
 
+    def add_command(self, command: str) -> None:
+        """
+        :param command: that the results are made by; kept once
+        """
+        commands = self.commands()
+        if command not in commands:
+            incoming = self.output / f"{COMMANDS_FILE}{INCOMING}"
+            incoming.write_text("\n".join([*commands, command]) + "\n", "utf-8")
+            incoming.replace(self.output / COMMANDS_FILE)
 
-def check_folder(output: Path, place: Path | None = None) -> None:
+    def commands(self) -> list[str]:
+        """:return: what the results were made by"""
+        path = self.output / COMMANDS_FILE
+        return path.read_text("utf-8").splitlines() if path.is_file() else []
+
+    def pack(self) -> None:
+        """
+        Put all runs into one archive, in place of their folders. The same runs give the same file.
+
+        :raises ValueError: where there are none
+        """
+        if not any(self.all()):
+            raise ValueError(f"results must be a folder with runs to archive, got {str(self.output)!r}")
+        incoming = self.output / f"{ARCHIVE_FILE}{INCOMING}"
+        with tarfile.open(incoming, "w:xz") as archive:
+            for path in sorted(self.runs_folder.glob("*/*/*/*")):
+                entry = tarfile.TarInfo(path.relative_to(self.output).as_posix())
+                entry.size = path.stat().st_size
+                with path.open("rb") as file:
+                    archive.addfile(entry, file)
+        incoming.replace(self.archive)
+        # Renamed first: whatever is cut off, the runs are in the folder or in the archive.
+        old = self.output / f"runs{INCOMING}"
+        self.runs_folder.rename(old)
+        shutil.rmtree(old)
+
+    def unpack(self) -> None:
+        """Put the runs of an archive, if that is all there is, into folders of their own again."""
+        if self.archive.is_file() and not self.runs_folder.is_dir():
+            with tempfile.TemporaryDirectory(dir=self.output) as name:
+                _extract(self.archive, Path(name))
+                (Path(name) / "runs").rename(self.runs_folder)
+            self.archive.unlink()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator["Results"]:
+        """:return: the same with the runs as files: those of an archive for as long as the context lasts"""
+        if self.runs_folder.is_dir() or not self.archive.is_file():
+            yield self
+            return
+        with tempfile.TemporaryDirectory() as name:
+            _extract(self.archive, Path(name))
+            yield Results(Path(name))
+
+
+def check_folder(folder: Path) -> None:
     """
-    :param output: a folder, which need not be there yet
-    :param place: where in it to try, if not in itself
-    :raises ValueError: where nothing can be written to it
+    :param folder: where something is to be written; made where it is not there
+    :raises ValueError: where nothing can be
     """
-    probe = (place or output) / uuid.uuid4().hex
     try:
-        probe.mkdir(parents=True)
-        (probe / "probe").write_bytes(b"")
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        message = f"output must be a folder that can be written to, got {str(output)!r}: {error}"
-        raise ValueError(message) from error
-    shutil.rmtree(probe, ignore_errors=True)
-    # If it is empty: another grid may be writing to the same folder.
-    with contextlib.suppress(OSError):
-        probe.parent.rmdir()
+        raise ValueError(f"output must be a folder that can be written to, got {str(folder)!r}: {error}") from error
 
 
-def outdated(spec: RunSpec, run: Run) -> list[str]:
+def record_text(record: dict[str, Any]) -> str:
     """
-    :param spec: a run that is wanted
-    :param run: a result under the same names
-    :return: what differs between them, for people; empty where the result is of that very run
+    :param record: what is kept of a run
+    :return: JSON, one entry a line
     """
-    differences = []
-    variant = spec.variant.as_dict()
-    ran = {f"variant's {name}": (variant[name], run.record["variant"].get(name)) for name in DECISIVE}
-    same = {name: (wanted, run.record.get(name)) for name, wanted in spec.identity.items()}
-    for name, (wanted, found) in {**ran, **same}.items():
-        if isinstance(wanted, dict) and isinstance(found, dict):
-            names = sorted(key for key in {*wanted, *found} if wanted.get(key) != found.get(key))
-            differences += [f"{name}: {key} {found.get(key)!r} instead of {wanted.get(key)!r}" for key in names]
-        elif found != wanted:
-            differences.append(f"{name} {found!r} instead of {wanted!r}")
-    return differences
+    lines = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in record.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _read_table(path: Path) -> pd.DataFrame:
-    return pd.read_csv(io.BytesIO(gzip.decompress(path.read_bytes())))
+def _read(path: Path) -> Run:
+    return Run(path.parent, json.loads(path.read_text("utf-8")))
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    with tarfile.open(archive) as file:
+        file.extractall(folder, filter="data")

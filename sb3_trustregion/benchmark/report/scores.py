@@ -1,0 +1,159 @@
+"""From the results of a run to its scores, and from a folder of results to a collection that may be compared."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from sb3_trustregion.benchmark.mixtures import mixtures
+from sb3_trustregion.benchmark.results import Key, Results, Run
+from sb3_trustregion.benchmark.variants import VARIANTS, Variant
+
+Array = npt.NDArray[np.float64]
+
+N_CHECKPOINTS = 50
+# Of the steps of a run: over how many a point of its curve is a mean.
+WINDOW = 0.05
+LAST_EPISODES = 0.1
+
+METRICS = {"evaluation": "final policy", "training": "last 10 %", "area": "area"}
+
+
+def last_returns(timesteps: Array, returns: Array) -> float:
+    """
+    :param timesteps: at the ends of the training episodes, not decreasing
+    :param returns: of the episodes
+    :return: mean over the last tenth of them, with all that ended together with the first of these; NaN where none did
+    """
+    if len(returns) == 0:
+        return np.nan
+    first = timesteps[-max(round(LAST_EPISODES * len(returns)), 1)]
+    return float(np.mean(returns[np.searchsorted(timesteps, first) :]))
+
+
+def learning_curve(timesteps: Array, returns: Array, n_timesteps: int) -> Array:
+    """
+    :param timesteps: at the ends of the training episodes, not decreasing
+    :param returns: of the episodes
+    :param n_timesteps: length of the run
+    :return: at each of ``N_CHECKPOINTS`` equal parts of the run, the mean return of the episodes that ended within the
+        last 5 % of its steps; where none did, of the latest, and before the first ended, of the first: of all that
+        ended together, as those of several environments do
+    """
+    if len(returns) == 0:
+        return np.full(N_CHECKPOINTS, np.nan)
+    points = np.linspace(0.0, n_timesteps, N_CHECKPOINTS + 1)[1:]
+    ends = np.maximum(np.searchsorted(timesteps, points, side="right"), np.sum(timesteps == timesteps[0]))
+    starts = np.searchsorted(timesteps, points - WINDOW * n_timesteps, side="right")
+    starts = np.minimum(starts, np.searchsorted(timesteps, timesteps[ends - 1]))
+    sums = np.concatenate([[0.0], np.cumsum(returns)])
+    curve: Array = (sums[ends] - sums[starts]) / (ends - starts)
+    return curve
+
+
+@dataclass(frozen=True)
+class Collection:
+    """
+    Results that belong together.
+
+    :param runs: by task, variant and seed
+    :param table: a row per run: scores, what its radius did, what it cost
+    :param curves: learning curves of those that finished, raw returns
+    :param updates: what their updates logged
+    :param variants: in the order of presentation, by name
+    :param tasks: in alphabetical order
+    :param seeds: increasing
+    """
+
+    runs: dict[Key, Run]
+    table: pd.DataFrame
+    curves: dict[Key, Array]
+    updates: dict[Key, pd.DataFrame]
+    variants: dict[str, Variant]
+    tasks: list[str]
+    seeds: list[int]
+
+    def select(self, wanted: Callable[[Variant], bool]) -> list[Variant]:
+        """
+        :param wanted: whether a variant is
+        :return: those
+        """
+        return [variant for variant in self.variants.values() if wanted(variant)]
+
+    @property
+    def finished(self) -> pd.DataFrame:
+        """Rows of the runs that finished."""
+        return self.table[self.table["status"] == "finished"]
+
+
+def collect(results: Results, allow_mixed: bool = False) -> Collection:
+    """
+    :param results: with at least one run
+    :param allow_mixed: whether results of several versions are taken together all the same
+    :return: all of them
+    :raises ValueError: where they do not belong together
+    """
+    runs = {run.key: run for run in results.all()}
+    mixed = mixtures(run.record for run in runs.values())
+    if mixed and not allow_mixed:
+        listed = "\n  ".join(mixed)
+        raise ValueError(f"results must be of one version, or --allow-mixed be given; they have\n  {listed}")
+    order = {name: position for position, name in enumerate(VARIANTS)}
+    variants = {run.variant.name: run.variant for run in runs.values()}
+    names = sorted(variants, key=lambda name: (order.get(name, len(order)), name))
+    finished = {key: run for key, run in runs.items() if run.is_finished}
+    episodes = {key: run.episodes() for key, run in finished.items()}
+    updates = {key: run.progress() for key, run in finished.items()}
+    curves = {key: _curve(run, episodes[key]) for key, run in finished.items()}
+    rows = [
+        _row(run) | (_scores(run, episodes[key], curves[key]) | _decisions(updates[key]) if key in finished else {})
+        for key, run in runs.items()
+    ]
+    return Collection(
+        runs=runs,
+        table=pd.DataFrame(rows),
+        curves=curves,
+        updates=updates,
+        variants={name: variants[name] for name in names},
+        tasks=sorted({run.task for run in runs.values()}, key=lambda task: re.sub(r"-v\d+$", "", task).lower()),
+        seeds=sorted({run.seed for run in runs.values()}),
+    )
+
+
+def _row(run: Run) -> dict[str, Any]:
+    return {"task": run.task, "variant": run.variant.name, "seed": run.seed, "status": run.record["status"]}
+
+
+def _curve(run: Run, episodes: pd.DataFrame) -> Array:
+    timesteps, returns = (episodes[name].to_numpy(dtype=float) for name in ("timesteps", "return"))
+    return learning_curve(timesteps, returns, run.record["n_timesteps"])
+
+
+def _scores(run: Run, episodes: pd.DataFrame, curve: Array) -> dict[str, Any]:
+    record, returns = run.record, run.record["evaluation"]["returns"]
+    timesteps = episodes["timesteps"].to_numpy(dtype=float)
+    return {
+        "n_timesteps": record["n_timesteps_done"],
+        "evaluation": float(np.mean(returns)),
+        "training": last_returns(timesteps, episodes["return"].to_numpy(dtype=float)),
+        "area": float(np.mean(curve)),
+        "evaluation_std": float(np.std(returns)),
+        "training_seconds": record["seconds"]["training"],
+        "training_cpu_seconds": record["cpu_seconds"]["training"],
+        "total_seconds": record["seconds"]["total"],
+        "peak_memory_mib": record["peak_memory_mib"],
+        "commit": record.get("commit", ""),
+    }
+
+
+def _decisions(updates: pd.DataFrame) -> dict[str, float]:
+    """What the rule did, where there is one."""
+    if "radius" not in updates or "n_rollbacks" not in updates:
+        return {}
+    radius = updates["radius"].dropna()
+    counts = {name: float(updates[name].max()) for name in ("n_rollbacks", "n_feedback_decisions")}
+    return {"n_updates": len(radius), **counts, "first_radius": radius.iloc[0], "last_radius": radius.iloc[-1]}

@@ -1,0 +1,144 @@
+"""From a variant and a task to the hyperparameters of a run, as one of RL Zoo's files would hold them."""
+
+import importlib.util
+import inspect
+import pydoc
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sb3_trustregion import ALGORITHMS
+from sb3_trustregion.benchmark.mixtures import ENVIRONMENT, SETTINGS
+from sb3_trustregion.benchmark.variants import OURS, SENSITIVITY, VARIANTS, Variant, find_variant
+from sb3_trustregion.zoo.registration import hyperparameters_path
+
+# Of RL Zoo's own fallback entry, too.
+FALLBACK_TIMESTEPS = 1_000_000
+# What RL Zoo takes out of an entry before it makes the model, and arguments of the model that are not a variant's.
+OF_THE_ZOO = {"n_timesteps", "callback", *SETTINGS, *ENVIRONMENT}
+OF_THE_RUN = {"n_timesteps", "env", "seed", "verbose", "device", "tensorboard_log", "_init_setup_model"}
+
+
+def resolve(variant: Variant, task: str, n_timesteps: int, environment: dict[str, Any]) -> dict[str, Any] | None:
+    """
+    :param variant: the competitor
+    :param task: id of the environment
+    :param n_timesteps: length of the run
+    :param environment: what everyone shares on a task: number of environments, normalisation, wrappers
+    :return: hyperparameters; None where the variant takes the task's own entry and the file has none
+    """
+    if variant.per_task:
+        entry = task_entry(variant.config, task)
+        if entry is None:
+            return None
+        # A tuned entry says how it was tuned, but may leave the number of environments open; what the task is, the grid
+        # says.
+        shared = {name: environment[name] for name in ENVIRONMENT if name in environment}
+        resolved = {"n_envs": environment.get("n_envs", 1), **entry, **shared}
+    else:
+        resolved = {**_entries(variant.config)["default"], **environment}
+    return resolved | variant.hyperparameters | {"n_timesteps": n_timesteps}
+
+
+def task_entry(config: str, task: str) -> dict[str, Any] | None:
+    """
+    :param config: name of a hyperparameter file
+    :param task: id of an environment
+    :return: its entry, or that of the ``-v4`` of a ``-v5``, which RL Zoo's files lack; None where there is none
+    """
+    entries = _entries(config)
+    entry = entries.get(task)
+    if entry is None and task.endswith("-v5"):
+        entry = entries.get(f"{task.removesuffix('-v5')}-v4")
+    return None if entry is None else dict(entry)
+
+
+def usual_timesteps(task: str) -> int:
+    """
+    :param task: id of an environment
+    :return: the smaller of RL Zoo's budgets for PPO and TRPO
+    """
+    entries = [task_entry(config, task) or {} for config in ("ppo", "trpo")]
+    return int(min(entry.get("n_timesteps", FALLBACK_TIMESTEPS) for entry in entries))
+
+
+@cache
+def _entries(config: str) -> dict[str, Any]:
+    path = hyperparameters_path(config) if config in ALGORITHMS else _zoo_folder() / f"{config}.yml"
+    entries: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
+    return entries
+
+
+def _zoo_folder() -> Path:
+    """Found without importing RL Zoo, which takes seconds."""
+    spec = importlib.util.find_spec("rl_zoo3")
+    if spec is None or spec.origin is None:
+        raise ValueError("RL Zoo is not installed")
+    folder = Path(spec.origin).parent
+    return folder / "hyperparams" if (folder / "hyperparams").is_dir() else folder.parent / "hyperparams"
+
+
+def algorithms() -> dict[str, type[Any]]:
+    """
+    Takes seconds the first time, for what it imports.
+
+    :return: RL Zoo's table of algorithms with ours and the baseline that only the benchmark has
+    """
+    from rl_zoo3.utils import ALGOS
+
+    from sb3_trustregion.benchmark.run.baselines import KLAdaptivePPO
+    from sb3_trustregion.zoo import register
+
+    register()
+    ALGOS["ppo_kl_adaptive"] = KLAdaptivePPO
+    return ALGOS
+
+
+def accepted_arguments(algorithm: str) -> set[str]:
+    """
+    :param algorithm: of a variant
+    :return: names of the arguments of its constructor, with those that a subclass passes on
+    """
+    names: set[str] = set()
+    for cls in algorithms()[algorithm].__mro__:
+        parameters = inspect.signature(cls).parameters
+        names |= set(parameters)
+        if "kwargs" not in parameters:
+            break
+    return names - {"args", "kwargs"}
+
+
+def derive_variant(name: str, definition: Any) -> Variant:
+    """
+    A variant that a grid file defines.
+
+    :param name: its name
+    :param definition: ``base``, the name of a variant, and ``hyperparameters``, what differs
+    :return: the variant
+    :raises ValueError: where the definition is malformed, or the name is taken
+    """
+    if not isinstance(definition, dict) or set(definition) - {"base", "hyperparameters", "label"}:
+        raise ValueError(f"variant {name!r} must be defined by base, hyperparameters and label, got {definition!r}")
+    if name in VARIANTS or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise ValueError(f"variant's name must be new, of letters, digits, '-', '_' and '.', got {name!r}")
+    base = find_variant(str(definition.get("base", "")))
+    changes = definition.get("hyperparameters") or {}
+    known = (accepted_arguments(base.algorithm) | OF_THE_ZOO) - OF_THE_RUN
+    unknown = sorted(map(str, set(changes) - known)) if isinstance(changes, dict) else [repr(changes)]
+    if unknown:
+        raise ValueError(
+            f"hyperparameters of variant {name!r} must be by names {base.algorithm} knows, got {', '.join(unknown)}"
+        )
+    if "judge_class" in changes and pydoc.locate(str(changes["judge_class"])) is None:
+        raise ValueError(f"judge_class must be a class that can be imported, got {changes['judge_class']!r}")
+    return replace(
+        base,
+        name=name,
+        label=str(definition.get("label", name)),
+        hyperparameters=base.hyperparameters | changes,
+        role=OURS if base.role == SENSITIVITY else base.role,
+        radius_factor=1.0,
+    )

@@ -1,0 +1,91 @@
+"""Which code made a result: package versions, git commit, and a hash of each module of ours that takes part."""
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sb3_trustregion import ALGORITHMS
+from sb3_trustregion.benchmark.mixtures import GYMNASIUM
+from sb3_trustregion.benchmark.variants import Variant
+
+PACKAGE = Path(__file__).parents[2]
+SHARED = ("core", "common")
+BASELINES = "sb3_trustregion.benchmark.run.baselines"
+DISTRIBUTIONS = ("stable_baselines3", "sb3_contrib", "rl_zoo3", "gymnasium", "torch", "numpy")
+# Where a task's entry point has the first word, its results depend on the second package too.
+SIMULATORS = {"mujoco": "mujoco", "box2d": "Box2D"}
+
+
+def package_versions(entry_point: str, backend: str = GYMNASIUM) -> dict[str, str]:
+    """
+    :param entry_point: of the task, as in Gymnasium's registry
+    :param backend: whose environments
+    :return: versions of Python and of the packages that decide what a run gives
+    """
+    names = [*DISTRIBUTIONS, *(package for word, package in SIMULATORS.items() if word in entry_point)]
+    if backend != GYMNASIUM:
+        names.append(backend)
+    versions = {"python": ".".join(platform.python_version_tuple()[:2])}
+    for name in names:
+        try:
+            # Without the local part: 2.8.0+cpu computes as 2.8.0 does.
+            versions[name] = importlib.metadata.version(name).partition("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "none"
+    return versions
+
+
+def module_hashes(variant: Variant) -> dict[str, str]:
+    """
+    :param variant: the competitor
+    :return: hash of each module that decides what it gives by name, comments and docstrings aside; none of stock's
+    """
+    if variant.is_stock:
+        return {}
+    names = [f"sb3_trustregion.{variant.algorithm}" if variant.algorithm in ALGORITHMS else BASELINES]
+    judge = str(variant.hyperparameters.get("judge_class", "")).rpartition(".")[0]
+    names += [judge] if judge else []
+    if variant.algorithm in ALGORITHMS:
+        names += [f"sb3_trustregion.{path.parent.name}.{path.stem}" for part in SHARED for path in _files(part)]
+    return {name: _hash(name) for name in names}
+
+
+def _files(part: str) -> list[Path]:
+    return sorted(path for path in (PACKAGE / part).glob("*.py") if path.stem != "__init__")
+
+
+@cache
+def _hash(module: str) -> str:
+    """Of its statements: the same code commented otherwise is the same code."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    tree = ast.parse(Path(spec.origin).read_text("utf-8"))
+    for node in ast.walk(tree):
+        is_block = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if is_block and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:8]
+
+
+def git_commit() -> dict[str, Any]:
+    """:return: the commit that the package is checked out at and whether files of it differ; nothing where no git is"""
+    tracked = _git("ls-files", "--error-unmatch", "__init__.py")
+    commit = _git("rev-parse", "HEAD") if tracked else ""
+    if not commit:
+        return {}
+    return {"commit": commit, "modified": bool(_git("status", "--porcelain", "--", ".", "../hyperparams"))}
+
+
+def _git(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=PACKAGE, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
