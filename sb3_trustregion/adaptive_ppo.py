@@ -1,28 +1,27 @@
 """PPO whose clip range is the radius of the trust-region algorithm."""
 
-import copy
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_trustregion.common.guard import accept, refuse
+from sb3_trustregion.common.judge import Judge, Snapshot, Verdict, make_judge, rule_of
+from sb3_trustregion.common.learning_data import LEAST_SAMPLES, make_batch, replace_faulty_samples
+from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, find_actor
+from sb3_trustregion.common.update_log import log_update, of_evaluation
+from sb3_trustregion.common.validation import check_bool, check_integer, check_number, check_schedule
+from sb3_trustregion.core.batch import Batch
 from sb3_trustregion.core.conjugate_gradient import conjugate_gradient
-from sb3_trustregion.core.divergence import averaged_dimensions
-from sb3_trustregion.core.improvement import Estimate
-from sb3_trustregion.core.parameters import is_finite, restore, snapshot
-from sb3_trustregion.core.radius import shrink_radius
-from sb3_trustregion.core.search import StepStatus, reliability
-from sb3_trustregion.core.surrogate import Batch, Evaluation, Surrogate, is_supported
-from sb3_trustregion.measurement import MeasuringAlgorithm, PendingStep, Promise
-from sb3_trustregion.recording import LearningData, centred
-from sb3_trustregion.validation import check_bool, check_integer, check_number, check_schedule
+from sb3_trustregion.core.functional import uncompiled
+from sb3_trustregion.core.improvement import Promise
+from sb3_trustregion.core.line_search import StepStatus, reliability
+from sb3_trustregion.core.parameters import ParameterVector, is_finite, snapshot
+from sb3_trustregion.core.radius import TrustRegionState
+from sb3_trustregion.core.surrogate import Evaluation, Surrogate
 
 # Of ε: a ratio of 1 ± ε everywhere is a step of length √(2·KL) ≈ ε.
 USED_RADIUS = 0.5
@@ -33,7 +32,7 @@ CG_RESIDUAL_TOL = 0.1
 FISHER_SUB_SAMPLING_FACTOR = 8
 
 
-class AdaptivePPO(MeasuringAlgorithm, PPO):
+class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
     """
     Proximal Policy Optimization (Schulman et al. 2017, arXiv 1707.06347) with an adaptive clip range.
 
@@ -91,12 +90,15 @@ class AdaptivePPO(MeasuringAlgorithm, PPO):
         Setting it to auto, the code will be run on the GPU if possible.
     :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :param radius_rule: ``"noise_aware"`` (default: heeds the standard error of the ratio), ``"textbook"``
-        (Nocedal & Wright, algorithm 4.1, on each raw ratio) or ``"fixed"`` (the factor on ε stays 1)
+        (Nocedal & Wright, algorithm 4.1, on each raw ratio), ``"fixed"`` (the factor on ε stays 1), or a function
+        from ``TrustRegionState`` and ``Improvement`` to a factor on the squared length of a step
     :param radius_window: over how many steps evidence is pooled, fading exponentially
     :param radius_bounds: lower and upper bound on the factor on ε
     :param rollback_z: undo an update that was worse by more than this many standard errors; None never undoes
     :param improvement_estimator: what measures the actual improvement: ``"rollout"`` (default), ``"episodes"`` or
         ``"surrogate"``, see ``AdaptiveTRPO``
+    :param judge_class: what judges the updates, a subclass of ``common.judge.Judge``; None for that itself
+    :param judge_kwargs: further arguments of its constructor
     :raises ValueError: where an argument is out of range, a space or a policy not supported
     """
 
@@ -138,6 +140,8 @@ class AdaptivePPO(MeasuringAlgorithm, PPO):
         radius_bounds: tuple[float, float] = (1e-2, 1e2),
         rollback_z: float | None = 3.0,
         improvement_estimator: str = "rollout",
+        judge_class: type[Judge] | None = None,
+        judge_kwargs: dict[str, Any] | None = None,
     ) -> None:
         # PPO divides by one and asserts the other before anything else is asked.
         check_integer("batch_size", batch_size, at_least=2 if normalize_advantage else 1)
@@ -175,6 +179,8 @@ class AdaptivePPO(MeasuringAlgorithm, PPO):
         self.radius_bounds = radius_bounds
         self.rollback_z = rollback_z
         self.improvement_estimator = improvement_estimator
+        self.judge_class = judge_class
+        self.judge_kwargs = judge_kwargs
         if _init_setup_model:
             self._setup_model()
 
@@ -183,109 +189,104 @@ class AdaptivePPO(MeasuringAlgorithm, PPO):
         check_integer("n_epochs", self.n_epochs, at_least=1)
         check_schedule("clip_range", self.clip_range, at_least=0.0)
         if self.clip_range_vf is not None and not callable(self.clip_range_vf):
-            check_number("clip_range_vf", self.clip_range_vf, above=0.0)
+            check_number("clip_range_vf", self.clip_range_vf, above=0.0, infinite=True)
         check_bool("normalize_advantage", self.normalize_advantage)
         check_integer("batch_size", self.batch_size, at_least=2 if self.normalize_advantage else 1)
         check_number("ent_coef", self.ent_coef)
         check_number("vf_coef", self.vf_coef, at_least=0.0)
-        check_number("max_grad_norm", self.max_grad_norm, above=0.0)
+        check_number("max_grad_norm", self.max_grad_norm, above=0.0, infinite=True)
         if self.target_kl is not None:
-            check_number("target_kl", self.target_kl, above=0.0)
-        if not self.rule.minimum <= 1.0 <= self.rule.maximum:
+            check_number("target_kl", self.target_kl, at_least=0.0, infinite=True)
+        rule = rule_of(self)
+        if not rule.minimum <= 1.0 <= rule.maximum:
             raise ValueError(f"radius_bounds must contain 1, the factor to start from, got {self.radius_bounds}")
 
-    def _initial_radius(self) -> float:
-        return 1.0
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.judge = make_judge(self, 1.0, self._given_clip_range())
+
+    def _heed_arguments(self) -> None:
+        self.judge.configure(rule_of(self), 1.0, self._given_clip_range(), self.improvement_estimator)
+
+    def _given_clip_range(self) -> float:
+        """What the schedule starts from: where the user gives another one, its factor starts anew."""
+        assert callable(self.clip_range)
+        return float(self.clip_range(1.0))
+
+    @property
+    def region(self) -> TrustRegionState:
+        """Radius (the factor on ε), pooled sums and counters of the trust region."""
+        return self.judge.state
 
     def train(self) -> None:
         """One iteration of the trust-region algorithm, steps 4 and 5 for the update before it first; PPO is step 3."""
-        rollout, normalizer = self._take_rollout(), self._snapshot_normalizer()
-        measured = self._measure_improvement(rollout)  # step 4
-        self._judge(measured)  # step 5
-        self._record_judgement(measured)
-        if self.region.rolled_back:
-            return self._record_status(StepStatus.REJECTED)
-
-        self.policy.set_training_mode(False)
-        newest = self._newest(rollout, normalizer)
-        batch = self._make_batch([newest])
-        if batch.n_samples < 2:
-            self._refuse_data(self._fault(), lasting=True)
-            return self._record_status(StepStatus.INVALID)
-        surrogate = self._surrogate(batch)  # step 1
-        before, optimizer = snapshot(self.policy), copy.deepcopy(self.policy.optimizer.state_dict())
-        self._replace_unusable_samples(newest)
-        fault: ValueError | None = None
-        try:
-            with self._adapted_clip_range() as clip_range:
-                super().train()  # steps 2-3
-        except ValueError as error:  # torch.distributions refuses parameters that are not finite
-            fault = error
-        self.policy.set_training_mode(False)
-        evaluation = surrogate.at(self.actor.flatten(self.policy))
-        if not evaluation.is_finite or not is_finite(snapshot(self.policy)):
-            return self._refuse_update(before, optimizer)
+        rollout = self._begin_update()
+        verdict = self.judge.review(rollout, self.policy)  # steps 4 and 5
+        if verdict.undone:
+            return log_update(self, StepStatus.REJECTED, verdict)
+        batch = make_batch(self.rollout_buffer, rollout.faulty)
+        if batch.n_samples < LEAST_SAMPLES:
+            return self._refuse(verdict, self.recorder.last_fault or "no advantage is finite")
+        replace_faulty_samples(self.rollout_buffer, rollout.faulty)
+        policy, actor = uncompiled(self.policy), find_actor(self.policy, batch)
+        if not actor.names:  # the user has frozen all that acts
+            super().train()
+            return log_update(self, StepStatus.INVALID, verdict)
+        surrogate = self._surrogate(batch.centred(scale=False), actor)  # step 1
+        before = Snapshot.of(policy)
+        fault = self._run_epochs(verdict.radius)  # steps 2-3
+        evaluation = surrogate.at(actor.flatten(policy))
+        if not evaluation.is_finite or not is_finite(snapshot(policy)):
+            before.restore(policy, with_statistics=True)
+            self.judge.shrink()
+            return self._refuse(verdict, "the update left the finite numbers")
         if fault is not None:
             raise fault
-        self._accept_data()
-        promise = self._promise(surrogate, evaluation, clip_range)
-        self._await_judgement(before, optimizer, newest, normalizer, promise)
-        self._record_status(StepStatus.ACCEPTED)
-        self.logger.record("train/kl_divergence", evaluation.kl)
-        self.logger.record("train/policy_objective", evaluation.gain)
+        accept(self)
+        promise = self._promise(surrogate, evaluation, actor.flatten(policy), verdict.radius)
+        self.judge.expect(promise, rollout, before, policy)
+        found = of_evaluation(surrogate, evaluation, promise.linear_gain) | {"reliability": promise.reliability}
+        log_update(self, StepStatus.ACCEPTED, verdict, **found)
 
-    def _surrogate(self, batch: Batch) -> Surrogate:
-        damping = CG_DAMPING * averaged_dimensions(self.action_space)
-        return Surrogate(self.policy, self.actor, centred(batch, scale=False), damping, FISHER_SUB_SAMPLING_FACTOR)
+    def _surrogate(self, batch: Batch, actor: ParameterVector) -> Surrogate:
+        return Surrogate(self.policy, actor, batch, CG_DAMPING, FISHER_SUB_SAMPLING_FACTOR)
 
-    def _promise(self, surrogate: Surrogate, evaluation: Evaluation, clip_range: float) -> Promise:
-        """What the update promises on data that it was not fitted to, by the natural gradient's share of noise."""
-        product, gradient, noise = surrogate.fisher_product, surrogate.gradient, surrogate.noise_gradient
-        solution = conjugate_gradient(product, gradient, CG_MAX_STEPS, CG_RESIDUAL_TOL)
-        share = reliability(surrogate, solution, conjugate_gradient(product, noise, CG_MAX_STEPS, CG_RESIDUAL_TOL))
-        linear_gain = float(gradient.dot(self.actor.flatten(self.policy) - surrogate.origin))
-        length = math.sqrt(2.0 * max(evaluation.kl, 0.0))
-        predicted = Estimate(share * min(evaluation.gain, linear_gain), evaluation.gain_stderr)
-        used = length >= USED_RADIUS * clip_range and is_supported(evaluation)
-        self.logger.record("train/reliability", share)
-        if linear_gain > 0.0:
-            self.logger.record("train/same_batch_ratio", evaluation.gain / linear_gain)
-        return Promise(predicted, length, used, evaluation.gain, linear_gain)
+    def _run_epochs(self, factor: float) -> ValueError | None:
+        """
+        PPO's own epochs, which see ε = schedule × factor and nothing else.
 
-    @contextmanager
-    def _adapted_clip_range(self) -> Iterator[float]:
-        """Let PPO see ε = schedule × factor, and nothing else."""
-        schedule, factor = self.clip_range, self.region.radius
+        :param factor: on ε
+        :return: what ``torch.distributions`` raises where parameters are not finite any more
+        """
+        schedule = self.clip_range
         assert callable(schedule)
         self.clip_range = lambda progress_remaining: schedule(progress_remaining) * factor
         try:
-            yield schedule(self._current_progress_remaining) * factor
+            super().train()
+        except ValueError as error:
+            return error
         finally:
             self.clip_range = schedule
+            self.policy.set_training_mode(False)
+        return None
 
-    def _replace_unusable_samples(self, newest: LearningData) -> None:
-        """PPO takes its samples from the buffer as they are: those that are not finite give way to others."""
-        buffer = self.rollout_buffer
-        usable = np.isfinite(newest.advantages).ravel()
-        if usable.all():
-            return
-        good, bad = usable.nonzero()[0], (~usable).nonzero()[0]
-        stand_in = good[np.arange(len(bad)) % len(good)]
-        observations = buffer.observations
-        arrays = list(observations.values()) if isinstance(observations, dict) else [observations]
-        for array in (*arrays, buffer.actions, buffer.log_probs, buffer.values, buffer.advantages, buffer.returns):
-            flat = array.reshape(len(usable), *array.shape[2:])
-            flat[bad] = flat[stand_in]
+    def _promise(self, surrogate: Surrogate, evaluation: Evaluation, reached: th.Tensor, factor: float) -> Promise:
+        """What the update promises on data that it was not fitted to, by the natural gradient's share of noise."""
+        product, gradient, noise = surrogate.fisher_product, surrogate.gradient, surrogate.noise_gradient
+        solution = conjugate_gradient(product, gradient, CG_MAX_STEPS, CG_RESIDUAL_TOL)
+        noise_solution = conjugate_gradient(product, noise, CG_MAX_STEPS, CG_RESIDUAL_TOL)
+        assert callable(self.clip_range)
+        clip_range = self.clip_range(self._current_progress_remaining) * factor
+        return Promise(
+            gain=evaluation.gain,
+            gain_stderr=evaluation.gain_stderr,
+            linear_gain=float(gradient.dot(reached - surrogate.origin)),
+            reliability=reliability(surrogate, solution, noise_solution),
+            length=evaluation.length,
+            used_radius=evaluation.is_supported and evaluation.length >= USED_RADIUS * clip_range,
+        )
 
-    def _refuse_update(self, before: dict[str, th.Tensor], optimizer: dict[str, Any]) -> None:
-        """The epochs left the finite numbers: undo them."""
-        restore(self.policy, before)
-        self.policy.optimizer.load_state_dict(optimizer)
-        self.region = shrink_radius(self.region, self.rule)
-        self._refuse_data("the update left the finite numbers", lasting=True)
-        self._record_status(StepStatus.INVALID)
-
-    def _roll_back(self, pending: PendingStep) -> None:
-        assert pending.optimizer is not None
-        restore(self.policy, pending.policy)
-        self.policy.optimizer.load_state_dict(pending.optimizer)
+    def _refuse(self, verdict: Verdict, reason: str) -> None:
+        """No update is made."""
+        log_update(self, StepStatus.INVALID, verdict)
+        refuse(self, reason, lasting=True)

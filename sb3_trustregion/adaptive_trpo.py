@@ -2,23 +2,20 @@
 
 from typing import Any
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_trustregion.base import NaturalGradientAlgorithm
+from sb3_trustregion.common.judge import Judge, Snapshot, Verdict, make_judge, rule_of
+from sb3_trustregion.common.natural_gradient import NaturalGradientAlgorithm
+from sb3_trustregion.common.update_log import log_update, of_policy, of_step
+from sb3_trustregion.common.validation import check_integer, check_number
 from sb3_trustregion.core.conjugate_gradient import CGSolution
-from sb3_trustregion.core.improvement import Estimate
-from sb3_trustregion.core.parameters import restore, snapshot
-from sb3_trustregion.core.radius import shrink_radius
-from sb3_trustregion.core.rollouts import Normalizer, Rollout, distance, is_finite_rollout
-from sb3_trustregion.core.search import Step, StepStatus, backtrack, reliability
-from sb3_trustregion.core.surrogate import Batch, Surrogate, is_supported
-from sb3_trustregion.measurement import MeasuringAlgorithm, PendingStep, Promise
-from sb3_trustregion.recording import LearningData, centred
-from sb3_trustregion.validation import check_integer, check_number
+from sb3_trustregion.core.improvement import Promise
+from sb3_trustregion.core.line_search import Step, StepStatus, backtrack, reliability
+from sb3_trustregion.core.radius import TrustRegionState
+from sb3_trustregion.core.surrogate import Surrogate
 
 # A step that stayed below this share of the radius did not use it: the search cut it short.
 USED_RADIUS = 0.5
@@ -26,7 +23,7 @@ USED_RADIUS = 0.5
 NOISE_RESIDUAL_TOL = 0.2
 
 
-class AdaptiveTRPO(MeasuringAlgorithm, NaturalGradientAlgorithm):
+class AdaptiveTRPO(NaturalGradientAlgorithm):
     """
     Trust Region Policy Optimization (Schulman et al. 2015, arXiv 1502.05477) with an adaptive radius.
 
@@ -40,8 +37,8 @@ class AdaptiveTRPO(MeasuringAlgorithm, NaturalGradientAlgorithm):
 
     Not to be confused with the "Adaptive TRPO" of Shani et al. 2020, which is another method.
 
-    Against ``sb3_contrib.TRPO``: the KL is of the joint action distribution, KL(old‖new), in nats. sb3-contrib
-    averages over the A dimensions of a Gaussian or Bernoulli policy, so that its ``target_kl=0.01`` is 0.01·A here.
+    Against ``sb3_contrib.TRPO``: ``target_kl`` and ``cg_damping`` mean what they mean there, per (Gaussian or
+    Bernoulli) action dimension; the KL is KL(old‖new), there KL(new‖old).
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
     :param env: The environment to learn from (if registered in Gym, can be str)
@@ -58,18 +55,18 @@ class AdaptiveTRPO(MeasuringAlgorithm, NaturalGradientAlgorithm):
         (i.e., ``theta_new = theta + alpha^i * step``)
     :param line_search_max_iter: maximum number of iteration
         for the backtracking line-search
-    :param n_critic_updates: number of passes over the newest rollout to fit the value function, per policy update
+    :param n_critic_updates: number of passes over the data to fit the value function, per policy update
     :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
     :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
         instead of action noise exploration (default: False)
     :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
         Default: -1 (only sample at the beginning of the rollout)
     :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected.
-        One that estimates advantages its own way is heeded for the newest rollout
     :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
     :param normalize_advantage: Whether to bring the advantages to mean zero. They are not scaled: a TRPO step does not
         depend on the scale of the advantages, and so predicted improvements stay in units of the reward
-    :param target_kl: the *initial* radius δ, a bound on the mean joint KL(π_k‖π_θ) of an update, nats
+    :param target_kl: the *initial* radius, a bound on the mean KL(π_k‖π_θ) of an update, nats per (Gaussian or
+        Bernoulli) action dimension, as in ``sb3_contrib.TRPO``: the joint δ is A times that
     :param sub_sampling_factor: Sub-sample the batch of the policy update to make computation faster
         see p40-42 of John Schulman thesis http://joschu.net/docs/thesis.pdf
     :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
@@ -85,22 +82,24 @@ class AdaptiveTRPO(MeasuringAlgorithm, NaturalGradientAlgorithm):
     :param fisher_sub_sampling_factor: take the Fisher matrix over one in so many states (256 at least), the gradient
         over all: the policy gains as much from it at the same KL
     :param radius_rule: ``"noise_aware"`` (default: heeds the standard error of the ratio), ``"textbook"``
-        (Nocedal & Wright, algorithm 4.1, on each raw ratio) or ``"fixed"`` (δ stays ``target_kl``)
+        (Nocedal & Wright, algorithm 4.1, on each raw ratio), ``"fixed"`` (the radius stays ``target_kl``), or a
+        function from ``TrustRegionState`` and ``Improvement`` to a factor on the squared length of a step
     :param radius_window: over how many steps evidence is pooled, fading exponentially
-    :param radius_bounds: lower and upper bound on δ, nats
+    :param radius_bounds: lower and upper bound on the radius, nats per action dimension
     :param rollback_z: undo a step that was worse by more than this many standard errors; None never undoes
     :param improvement_estimator: what measures the actual improvement: ``"rollout"`` (default: difference of the mean
         TD residuals of the rollouts after and before the step, by one critic trained on neither), ``"episodes"``
         (difference of episode returns, needs ``Monitor``; free of the critic's errors, and for tasks on which an
         untrained critic sees nothing, but several times noisier where episodes are long), or ``"surrogate"`` (gain on
         the same batch over its linear prediction: judges the linearisation alone and never rolls back)
-    :param n_reused_rollouts: M, learn from the last M rollouts, importance-weighted. Where M > 1 the radius is around
-        the data: δ bounds the mean KL from the policies that collected them. Memory is that of M rollout buffers.
-        ``model.memory.rollouts.clear()`` forgets them, as is wise after a change of the task
+    :param judge_class: what judges the steps, a subclass of ``common.judge.Judge``; None for that itself
+    :param judge_kwargs: further arguments of its constructor
     :raises ValueError: where an argument is out of range, a space or a policy not supported
     """
 
-    _own_arguments = ("n_reused_rollouts",)
+    # A KL goes with the square of a step's length.
+    _radius_exponent = 2.0
+    _own_arguments = ("radius_rule", "line_search_max_iter")
 
     def __init__(
         self,
@@ -138,7 +137,8 @@ class AdaptiveTRPO(MeasuringAlgorithm, NaturalGradientAlgorithm):
         radius_bounds: tuple[float, float] = (1e-6, 50.0),
         rollback_z: float | None = 3.0,
         improvement_estimator: str = "rollout",
-        n_reused_rollouts: int = 1,
+        judge_class: type[Judge] | None = None,
+        judge_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(
             policy,
@@ -174,7 +174,8 @@ class AdaptiveTRPO(MeasuringAlgorithm, NaturalGradientAlgorithm):
         self.radius_bounds = radius_bounds
         self.rollback_z = rollback_z
         self.improvement_estimator = improvement_estimator
-        self.n_reused_rollouts = n_reused_rollouts
+        self.judge_class = judge_class
+        self.judge_kwargs = judge_kwargs
         if _init_setup_model:
             self._setup_model()
 
@@ -183,85 +184,65 @@ class AdaptiveTRPO(MeasuringAlgorithm, NaturalGradientAlgorithm):
         check_number("line_search_shrinking_factor", self.line_search_shrinking_factor, above=0.0, below=1.0)
         check_integer("line_search_max_iter", self.line_search_max_iter, at_least=1)
         check_number("target_kl", self.target_kl, above=0.0)
-        check_integer("n_reused_rollouts", self.n_reused_rollouts, at_least=1)
-        if not self.rule.minimum <= self.target_kl <= self.rule.maximum:
+        rule = rule_of(self)
+        if not rule.minimum <= self.target_kl <= rule.maximum:
             raise ValueError(f"target_kl must be within radius_bounds {self.radius_bounds}, got {self.target_kl}")
 
-    def _initial_radius(self) -> float:
-        return float(self.target_kl)
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.judge = make_judge(self, float(self.target_kl), float(self.target_kl))
+
+    def _heed_arguments(self) -> None:
+        self.judge.configure(rule_of(self), float(self.target_kl), float(self.target_kl), self.improvement_estimator)
+
+    @property
+    def region(self) -> TrustRegionState:
+        """Radius (nats per action dimension), pooled sums and counters of the trust region."""
+        return self.judge.state
 
     def train(self) -> None:
         """One iteration of the trust-region algorithm, steps 4 and 5 for the step before it first."""
-        rollout, normalizer = self._take_rollout(), self._snapshot_normalizer()
-        self._begin_update()
-        measured = self._measure_improvement(rollout)  # step 4
-        self._judge(measured)  # step 5
-        self._record_judgement(measured)
-        if self.region.rolled_back:
-            return self._end_rejected(rollout)
-
-        newest = self._newest(rollout, normalizer)
-        batch = self._make_batch([*self._history(normalizer), newest])
-        if batch.n_samples < 2:
-            return self._skip_update()
-        surrogate = self._surrogate(self._thinned(self._centred(batch)))  # step 1
-        solution = self._solve(surrogate, surrogate.gradient)  # steps 2-3
-        step = backtrack(
+        rollout = self._begin_update()
+        verdict = self.judge.review(rollout, self.policy)  # steps 4 and 5
+        if verdict.undone:
+            return self._end_rejected(verdict)
+        batch, actor = self._gather(rollout)
+        if not actor.names:
+            return self._update_without_step(batch, actor, verdict)
+        surrogate = self._surrogate(batch.centred(scale=False) if self.normalize_advantage else batch, actor)  # step 1
+        solution = self._solve(surrogate, surrogate.gradient)  # step 2
+        step = backtrack(  # step 3
             surrogate,
             solution,
-            self.region.radius,
+            verdict.radius * surrogate.n_dimensions,
             self.line_search_shrinking_factor,
             self.line_search_max_iter,
         )
-        before = snapshot(self.policy)
-        self._take_step(step)
+        before = Snapshot.of(self.policy, actor.names)
+        promise = self._promise(surrogate, solution, step, verdict.radius)
+        self._take(step, actor)
+        value_loss = self._fit_critic(batch, actor)
         if step.status is StepStatus.ACCEPTED:
-            promise = self._promise(surrogate, solution, step)
-            self._await_judgement(before, None, newest, normalizer, promise)
+            self.judge.expect(promise, rollout, before, self.policy)
         elif step.radius_at_fault:
-            self.region = shrink_radius(self.region, self.rule)
-        value_loss = self._fit_critic(self._make_batch([newest]) if batch.reused else batch)
-        self._remember(rollout)
-        self._record_step(step, surrogate)
-        self.logger.record("train/line_search_steps", step.n_backtracks)
-        self._record_solution(solution)
-        self._record_fit(newest, value_loss)
+            self.judge.shrink()
+        found = of_step(surrogate, step, solution) | {"reliability": promise.reliability, "value_loss": value_loss}
+        log_update(self, step.status, verdict, **found, **of_policy(self))
 
-    def _centred(self, batch: Batch) -> Batch:
-        return centred(batch, scale=False) if self.normalize_advantage else batch
-
-    def _promise(self, surrogate: Surrogate, solution: CGSolution, step: Step) -> Promise:
+    def _promise(self, surrogate: Surrogate, solution: CGSolution, step: Step, radius: float) -> Promise:
         """What the step promises on data that it was not fitted to."""
         noise_solution = self._solve(surrogate, surrogate.noise_gradient, max(NOISE_RESIDUAL_TOL, self.cg_residual_tol))
-        share = reliability(surrogate, solution, noise_solution)
-        # Beyond its linear prediction the surrogate's gain is noise of large ratios.
-        gain, stderr = min(step.evaluation.gain, step.linear_gain), step.evaluation.gain_stderr
-        self.logger.record("train/reliability", share)
-        used = step.evaluation.distance >= USED_RADIUS * self.region.radius and is_supported(step.evaluation)
-        return Promise(Estimate(share * gain, stderr), step.length, used, gain, step.linear_gain)
+        evaluation = step.evaluation
+        return Promise(
+            gain=evaluation.gain,
+            gain_stderr=evaluation.gain_stderr,
+            linear_gain=step.linear_gain,
+            reliability=reliability(surrogate, solution, noise_solution),
+            length=evaluation.length,
+            used_radius=evaluation.is_supported and evaluation.kl >= USED_RADIUS * radius * surrogate.n_dimensions,
+        )
 
-    def _history(self, normalizer: Normalizer) -> list[LearningData]:
-        """Earlier rollouts in present units, oldest first; without those that alone would exceed the radius."""
-        parts = [self._reused(rollout, normalizer) for rollout in self.memory.rollouts]
-        distances = [np.nan_to_num(distance(part.ratios), nan=np.inf) for part in parts]
-        # The newest rollout counts too, at distance zero. The most distant goes first: as a rule the oldest, but for
-        # that of a policy which collapsed and was undone, which would take all the older ones with it.
-        while parts and not sum(distances) / (len(parts) + 1) <= self.region.radius:
-            most_distant = int(np.argmax(distances))
-            del parts[most_distant], distances[most_distant]
-        self.logger.record("train/n_rollouts", len(parts) + 1)
-        return parts
-
-    def _remember(self, rollout: Rollout) -> None:
-        if self.n_reused_rollouts > 1 and is_finite_rollout(rollout):
-            self.memory.rollouts = [*self.memory.rollouts, rollout][-(self.n_reused_rollouts - 1) :]
-
-    def _roll_back(self, pending: PendingStep) -> None:
-        restore(self.policy, pending.policy, self.actor.names)
-
-    def _end_rejected(self, rollout: Rollout) -> None:
-        """No step is taken from the batch of a rejected policy; reused, weighed, it still teaches."""
+    def _end_rejected(self, verdict: Verdict) -> None:
+        """No step is taken from the batch of a rejected policy."""
         self._n_updates += 1
-        self._remember(rollout)
-        self._record_status(StepStatus.REJECTED)
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        log_update(self, StepStatus.REJECTED, verdict)

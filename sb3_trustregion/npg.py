@@ -7,10 +7,10 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_trustregion.base import NaturalGradientAlgorithm
-from sb3_trustregion.core.search import fixed_step
-from sb3_trustregion.recording import centred
-from sb3_trustregion.validation import as_schedule, check_schedule
+from sb3_trustregion.common.natural_gradient import NaturalGradientAlgorithm
+from sb3_trustregion.common.update_log import log_update, of_policy, of_step
+from sb3_trustregion.common.validation import as_schedule, check_schedule
+from sb3_trustregion.core.line_search import fixed_step
 
 
 class NPG(NaturalGradientAlgorithm):
@@ -55,7 +55,7 @@ class NPG(NaturalGradientAlgorithm):
     :param actor_step_size: α, it can be a function of the current progress remaining (from 1 to 0).
         The KL of a step is about ½α²·gᵀF⁻¹g nats: with 1 from 0.001 to 0.02 on the tasks that were tried
     :param cg_residual_tol: stop Conjugate Gradient at this relative residual ‖g - (F + λI)x‖/‖g‖;
-        the policy gains as much from a loose solution, see ``docs`` and ``benchmarks``
+        the policy gains as much from a loose solution
     :param fisher_sub_sampling_factor: take the Fisher matrix over one in so many states (256 at least), the gradient
         over all: the policy gains as much from it at the same KL
     :raises ValueError: where an argument is out of range, a space or a policy not supported
@@ -129,18 +129,14 @@ class NPG(NaturalGradientAlgorithm):
 
     def train(self) -> None:
         """Gradient and Fisher matrix of the surrogate, one fixed step along F⁻¹g, the critic's fit."""
-        rollout, normalizer = self._take_rollout(), self._snapshot_normalizer()
-        self._begin_update()
-        newest = self._newest(rollout, normalizer)
-        batch = self._make_batch([newest])
-        if batch.n_samples < 2:
-            return self._skip_update()
-        surrogate = self._surrogate(self._thinned(centred(batch, scale=self.normalize_advantage)))
+        rollout = self._begin_update()
+        batch, actor = self._gather(rollout)
+        if not actor.names:
+            return self._update_without_step(batch, actor)
+        surrogate = self._surrogate(batch.centred(scale=True) if self.normalize_advantage else batch, actor)
         solution = self._solve(surrogate, surrogate.gradient)
-        alpha = as_schedule(self.actor_step_size)(self._current_progress_remaining)
-        step = fixed_step(surrogate, solution, alpha)
-        self._take_step(step)
-        value_loss = self._fit_critic(batch)
-        self._record_step(step, surrogate)
-        self._record_solution(solution)
-        self._record_fit(newest, value_loss)
+        step = fixed_step(surrogate, solution, as_schedule(self.actor_step_size)(self._current_progress_remaining))
+        self._take(step, actor)
+        value_loss = self._fit_critic(batch, actor)
+        found = of_step(surrogate, step, solution) | {"value_loss": value_loss}
+        log_update(self, step.status, None, **found, **of_policy(self))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 
-from sb3_trustregion.core.divergence import Parameters, fisher_times
+from sb3_trustregion.core.distributions import Parameters, fisher_times
 from sb3_trustregion.core.jacobian import ReverseTwice
 
 

@@ -8,7 +8,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.func import functional_call
 
-from sb3_trustregion.core.divergence import (
+from sb3_trustregion.core.distributions import (
     Observations,
     Parameters,
     distribution_parameters,
@@ -25,8 +25,8 @@ class PolicyFunction(nn.Module):
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         super().__init__()
-        self.policy = policy
-        self._sites = tensor_sites(policy)
+        self.policy = uncompiled(policy)
+        self._sites = tensor_sites(self.policy)
 
     def at(self, tensors: Mapping[str, th.Tensor], *arguments: Any) -> Any:
         """
@@ -62,6 +62,15 @@ class ValueHead(PolicyFunction):
         :return: V(s), shape (n,)
         """
         return self.policy.predict_values(observations).flatten()
+
+
+def uncompiled(policy: ActorCriticPolicy) -> ActorCriticPolicy:
+    """
+    :param policy: a policy, perhaps a result of ``torch.compile``
+    :return: the policy itself, whose parameters have their own names
+    """
+    original: ActorCriticPolicy = getattr(policy, "_orig_mod", policy)
+    return original
 
 
 def tensor_sites(module: nn.Module) -> dict[str, list[str]]:

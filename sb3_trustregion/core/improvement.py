@@ -31,31 +31,53 @@ class Estimate(NamedTuple):
     stderr: float
 
 
+class Promise(NamedTuple):
+    """
+    What a step promised.
+
+    :param gain: of the surrogate on the batch that the step was fitted to, reward units per environment step
+    :param gain_stderr: its standard error for a fixed step
+    :param linear_gain: gᵀs, of the surrogate's linearisation, same units
+    :param reliability: share of the gain that holds on data that the step was not fitted to, at most 1
+    :param length: √(2·KL), joint over action dimensions, √nats
+    :param used_radius: whether the step went as far as the radius let it, to a policy that its batch can still tell of
+    """
+
+    gain: float
+    gain_stderr: float
+    linear_gain: float
+    reliability: float
+    length: float
+    used_radius: bool
+
+    @property
+    def predicted(self) -> float:
+        """Improvement that is expected on fresh data. Beyond its linear prediction a gain is noise of large ratios."""
+        return self.reliability * min(self.gain, self.linear_gain)
+
+
 class Improvement(NamedTuple):
     """
-    One measured step.
+    One judged step.
 
     :param actual: measured improvement per environment step, in reward units
     :param stderr: standard error of ``actual``
-    :param predicted: improvement the model promised, cross-fitted, same units
-    :param predicted_stderr: standard error of ``predicted``
-    :param length: length of the step, √(2·KL), in √nats
-    :param used_radius: whether the step went as far as the radius let it, to a policy that its batch can still tell of
-    :param in_sample: improvement on the batch that the step was fitted to, same units
+    :param promise: what the step promised
     """
 
     actual: float
     stderr: float
-    predicted: float
-    predicted_stderr: float
-    length: float
-    used_radius: bool
-    in_sample: float
+    promise: Promise
 
     @property
-    def share(self) -> float:
-        """Which share of the in-sample improvement was predicted to hold on fresh data, cut to [-1, 1]."""
-        return min(max(self.predicted / self.in_sample, -1.0), 1.0)
+    def predicted(self) -> float:
+        """What was promised on fresh data, in the units of ``actual``."""
+        return self.promise.predicted
+
+    @property
+    def reliability(self) -> float:
+        """Share of the gain that was predicted to hold on fresh data, cut to [-1, 1]."""
+        return min(max(self.predicted / self.promise.gain, -1.0), 1.0)
 
     @property
     def ratio(self) -> float:
@@ -70,13 +92,15 @@ class Improvement(NamedTuple):
     @property
     def is_informative(self) -> bool:
         """Finite, with room for powers, and not the zero minus zero of a task without rewards."""
-        bounded = all(abs(value) < LARGEST for value in (*self[:5], self.in_sample))  # NaN is not
-        return bounded and min(self.noise, self.length) > SMALLEST
+        promise = self.promise
+        values = (self.actual, self.stderr, self.predicted, promise.gain, promise.gain_stderr, promise.length)
+        bounded = all(abs(value) < LARGEST for value in values)  # NaN is not
+        return bounded and min(self.noise, promise.length) > SMALLEST
 
     @property
     def is_promising(self) -> bool:
         """Whether the step gained on its own batch, as a PPO update need not: else there is no promise to be kept."""
-        return self.in_sample > SMALLEST
+        return self.promise.gain > SMALLEST
 
 
 def blocks_per_env(n_steps: int, n_envs: int) -> int:
@@ -134,6 +158,29 @@ def performance(residuals: FloatArray, dones: npt.NDArray[np.bool_]) -> Estimate
     if math.isinf(by_episodes.stderr):
         return by_blocks
     return Estimate(by_blocks.mean, max(by_blocks.stderr, by_episodes.stderr))
+
+
+def attributable(
+    residuals: FloatArray, ratios: FloatArray, dones: npt.NDArray[np.bool_], baseline: Estimate, significance: float
+) -> Estimate | None:
+    """
+    What a step is to blame for where the environment has changed at the same time.
+
+    By the performance-difference lemma the old policy's residuals have mean zero in any states, so that
+    E[d] = E[(1 - r)·d] + E[r·d] with r = π_k/π_{k+1} splits what was lost into the step's share and the old policy's
+    own: where that one differs significantly from what it was, rewards or transitions have changed.
+
+    :param residuals: shape (T, N), of the rollout after the step by the critic before it, NaN where faulty
+    :param ratios: shape (T, N), π_k/π_{k+1} of its actions
+    :param dones: shape (T, N)
+    :param baseline: mean residual before the step
+    :param significance: in standard errors
+    :return: the step's share; None where the old policy would have fared as before
+    """
+    change = difference(performance(ratios * residuals, dones), baseline)
+    if not abs(change.mean) > significance * change.stderr:
+        return None
+    return performance((1.0 - ratios) * residuals, dones)
 
 
 def alternating_signs(n_steps: int, n_envs: int) -> FloatArray:

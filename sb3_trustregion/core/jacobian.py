@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch as th
 
-from sb3_trustregion.core.divergence import Parameters
+from sb3_trustregion.core.distributions import Parameters
 
 # u·(Jv) and (Jᵀu)·v agree to rounding, or not at all.
 ADJOINT_TOLERANCE = 1e-2

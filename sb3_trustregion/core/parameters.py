@@ -1,13 +1,16 @@
-"""Flatten, add and restore parameters: the actor's as one vector, the whole policy's as a snapshot."""
+"""Which parameters act; flatten, write and restore them; whether somebody else has changed them."""
 
+import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_trustregion.core.divergence import Observations, distribution_parameters, preserved_distribution
+from sb3_trustregion.core.distributions import Observations, distribution_parameters, preserved_distribution
 from sb3_trustregion.core.jacobian import differentiable_twice
 
 
@@ -61,25 +64,27 @@ class ParameterVector(NamedTuple):
             named[name].copy_(value)
 
 
+NOBODY = ParameterVector((), ())
+
+
 def actor_parameters(policy: ActorCriticPolicy, observations: Observations) -> ParameterVector:
     """
     Find the trainable parameters that influence the action distribution: autograd knows, names do not.
 
     :param policy: the policy
-    :param observations: a batch of observations as the policy takes them, any values
-    :return: their layout
-    :raises ValueError: where no trainable parameter influences the action distribution
+    :param observations: some observations as the policy takes them
+    :return: their layout; empty where all of them are frozen
     """
     trainable = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
     with preserved_distribution(policy), th.enable_grad():
         outputs = distribution_parameters(policy.get_distribution(observations))
-        total = th.stack([output.sum() for output in outputs]).sum()
-    if not trainable or not total.requires_grad:
-        raise ValueError("policy must have trainable parameters that influence its action distribution, found none")
+    attached = [output for output in outputs if output.requires_grad]
+    if not trainable or not attached:
+        return NOBODY
+    total = th.stack([output.sum() for output in attached]).sum()
     gradients = th.autograd.grad(total, list(trainable.values()), retain_graph=True, allow_unused=True)
     found = [name for name, gradient in zip(trainable, gradients, strict=True) if gradient is not None]
     leaves = [trainable[name] for name in found]
-    attached = [output for output in outputs if output.requires_grad]
     return ParameterVector(tuple(found), tuple(leaf.shape for leaf in leaves), differentiable_twice(attached, leaves))
 
 
@@ -95,32 +100,52 @@ def critic_parameters(policy: ActorCriticPolicy, actor: ParameterVector) -> list
 def snapshot(policy: ActorCriticPolicy) -> dict[str, th.Tensor]:
     """
     :param policy: the policy
-    :return: a copy of all its parameters and buffers, shared ones once
+    :return: a copy of what an update may change: trainable parameters and buffers, shared ones once
     """
-    return {name: tensor.detach().clone() for name, tensor in _named_tensors(policy).items()}
+    parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    return {name: tensor.detach().clone() for name, tensor in {**parameters, **dict(policy.named_buffers())}.items()}
 
 
 @th.no_grad()
-def restore(policy: ActorCriticPolicy, saved: Mapping[str, th.Tensor], names: Iterable[str] | None = None) -> None:
+def restore(policy: ActorCriticPolicy, saved: Mapping[str, th.Tensor]) -> None:
     """
-    Bring parameters and buffers back bit for bit.
+    Bring parameters back bit for bit: the one place where that is done.
 
     :param policy: the policy, changed in place
-    :param saved: what ``snapshot`` gave
-    :param names: which of them; None for all
+    :param saved: some of what ``snapshot`` gave
     """
-    named = _named_tensors(policy)
-    for name in saved if names is None else names:
-        named[name].copy_(saved[name])
+    named = {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
+    for name, value in saved.items():
+        named[name].copy_(value)
 
 
-def _named_tensors(policy: ActorCriticPolicy) -> dict[str, th.Tensor]:
-    return {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
+def fingerprint(policy: ActorCriticPolicy, with_optimizer: bool = False) -> str:
+    """
+    :param policy: the policy
+    :param with_optimizer: whether the state of its optimiser counts too
+    :return: of all its parameters and of which are trainable: another one after any change, by whatever road
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for parameter in policy.parameters():
+        digest.update(b"trainable" if parameter.requires_grad else b"frozen")
+        digest.update(_bytes_of(parameter))
+    if with_optimizer:
+        digest.update(type(policy.optimizer).__name__.encode())
+        for state in policy.optimizer.state_dict()["state"].values():
+            for name, value in state.items():
+                digest.update(name.encode())
+                digest.update(_bytes_of(th.as_tensor(value)) if value is not None else b"none")
+    return digest.hexdigest()
+
+
+def _bytes_of(tensor: th.Tensor) -> bytes:
+    array: npt.NDArray[np.uint8] = tensor.detach().reshape(-1).contiguous().cpu().view(th.uint8).numpy()
+    return array.tobytes()
 
 
 def is_finite(tensors: Mapping[str, th.Tensor]) -> bool:
     """
-    :param tensors: tensors by name, such as a state_dict
+    :param tensors: tensors by name, such as a snapshot
     :return: whether all floating point entries are finite
     """
     return all(bool(th.isfinite(tensor).all()) for tensor in tensors.values() if tensor.is_floating_point())

@@ -12,14 +12,14 @@ The default rule, ``noise_aware``, asks how the ratio falls with the length of a
 towards the longest step that the evidence does not contradict: θ at its lower confidence limit. Where there is no
 evidence against it the radius grows, provided that gains hold on fresh data at all; where steps were long enough to
 hurt, the sums say so at once; where little is promised any more, harm weighs more and it shrinks. What a single step
-promises on fresh data is mostly noise, hence a promise is what the step gained on its own batch times the share of such
-gains that held over the window. That a ratio under noise must be relaxed by the noise is Sun & Nocedal 2022 (arXiv
+promises on fresh data is mostly noise, hence a promise is what the step gained on its own batch times the reliability
+of such gains over the window. That a ratio under noise must be relaxed by the noise is Sun & Nocedal 2022 (arXiv
 2201.00973); actual against predicted is Conn, Gould & Toint 2000, ch. 6.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sb3_trustregion.core.improvement import Improvement
@@ -33,10 +33,10 @@ TARGET_RATIO = 0.5
 # One-sided: evidence against a radius counts from 1.25 standard errors on.
 SIGNIFICANCE = 1.25
 # Of a gain on the batch that a step was fitted to, at least so much is taken for real.
-LEAST_SHARE = 0.02
-# Standard errors of the mean share above zero from which on the radius may grow: of rewards that are all alike, say,
-# steps are noise that brings no harm to see, and little else would hold the radius back.
-SHARE_SIGNIFICANCE = 1.0
+LEAST_RELIABILITY = 0.02
+# Standard errors of the mean reliability above zero from which on the radius may grow: of rewards that are all alike,
+# say, steps are noise that brings no harm to see, and little else would hold the radius back.
+RELIABILITY_SIGNIFICANCE = 1.0
 # What is left of the evidence on longer steps after a full shrinkage. Shorter steps say little of their own: without
 # this, one unlucky draw among the first steps is never contradicted and holds the radius down for hundreds of updates.
 REMEMBERED = 0.7
@@ -49,7 +49,8 @@ class RadiusRule:
     """
     Configuration of step 5.
 
-    :param kind: ``"noise_aware"``, ``"textbook"`` (Nocedal & Wright, algorithm 4.1) or ``"fixed"``
+    :param kind: ``"noise_aware"``, ``"textbook"`` (Nocedal & Wright, algorithm 4.1), ``"fixed"``, or a function of your
+        own, from the pooled evidence and the last judged step to the factor on the squared length of a step
     :param window: number of steps over which evidence is pooled, fading exponentially
     :param minimum: lower bound on the radius
     :param maximum: upper bound on the radius
@@ -58,7 +59,7 @@ class RadiusRule:
     :raises ValueError: where an argument is out of range
     """
 
-    kind: str = "noise_aware"
+    kind: "str | Decision" = "noise_aware"
     window: int = 50
     minimum: float = 1e-6
     maximum: float = 50.0
@@ -66,8 +67,8 @@ class RadiusRule:
     exponent: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.kind not in RULES:
-            raise ValueError(f"radius_rule must be one of {sorted(RULES)}, got {self.kind!r}")
+        if not callable(self.kind) and self.kind not in RULES:
+            raise ValueError(f"radius_rule must be a function or one of {sorted(RULES)}, got {self.kind!r}")
         if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
             raise ValueError(f"radius_window must be an integer >= 1, got {self.window!r}")
         if not 0.0 < self.minimum < self.maximum < math.inf:
@@ -75,23 +76,29 @@ class RadiusRule:
         if self.rollback_z is not None and not 0.0 < self.rollback_z < math.inf:
             raise ValueError(f"rollback_z must be None or > 0, got {self.rollback_z}")
 
+    @property
+    def decide(self) -> "Decision":
+        """The function that judges."""
+        return self.kind if callable(self.kind) else RULES[self.kind]
+
 
 @dataclass(frozen=True)
 class TrustRegionState:
     """
     All that steps 4 and 5 remember, in plain numbers, so that it is saved and comes back bit for bit.
 
-    :param radius: δ in nats (or the factor on the clip range)
+    :param radius: δ in nats per action dimension (or the factor on the clip range)
+    :param given: what the user gave to start from: where that is another one now, the radius starts anew
     :param actual: Σ actual improvement, fading over the window
     :param predicted: Σ predicted improvement
     :param variance: Σ squared standard error of ``actual``
-    :param share: Σ predicted/in-sample gain
-    :param share_squares: Σ of its squares, the variance of ``share`` where gains are noise
+    :param reliability: Σ predicted improvement/gain on the step's own batch
+    :param reliability_squares: Σ of its squares, the variance of ``reliability`` where gains are noise
     :param weight: Σ 1, the effective number of pooled steps
-    :param promised: Σ length·promise/noise
+    :param promised: Σ length·expected/noise
     :param gained: Σ length·actual/noise
     :param gained_variance: its variance
-    :param leverage: Σ length²·promise/noise, so that θ = (promised - gained)/leverage
+    :param leverage: Σ length²·expected/noise, so that θ = (promised - gained)/leverage
     :param n_judged: steps measured so far
     :param n_rollbacks: steps undone so far
     :param n_feedback: decisions that would have been others with ``actual`` taken for zero
@@ -100,11 +107,12 @@ class TrustRegionState:
     """
 
     radius: float
+    given: float = math.nan
     actual: float = 0.0
     predicted: float = 0.0
     variance: float = 0.0
-    share: float = 0.0
-    share_squares: float = 0.0
+    reliability: float = 0.0
+    reliability_squares: float = 0.0
     weight: float = 0.0
     promised: float = 0.0
     gained: float = 0.0
@@ -127,22 +135,20 @@ class TrustRegionState:
         return math.sqrt(self.variance) / abs(self.predicted) if self.predicted != 0.0 else math.nan
 
     @property
-    def pooled_share(self) -> float:
-        """Share of in-sample gains that holds on fresh data, over the window."""
-        return max(self.share / self.weight, LEAST_SHARE) if self.weight > 0.0 else 1.0
+    def pooled_reliability(self) -> float:
+        """Share of gains that holds on fresh data, over the window."""
+        return max(self.reliability / self.weight, LEAST_RELIABILITY) if self.weight > 0.0 else 1.0
+
+    def counting_on(self, other: "TrustRegionState") -> "TrustRegionState":
+        """
+        :param other: a state whose counters go on
+        :return: this state with them
+        """
+        return replace(self, n_judged=other.n_judged, n_rollbacks=other.n_rollbacks, n_feedback=other.n_feedback)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers by name, for a checkpoint."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "TrustRegionState":
-        """
-        :param values: what ``as_dict`` gave, perhaps in another version: unknown names are left out
-        :return: the state
-        """
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
 
 
 def update_radius(state: TrustRegionState, measured: Improvement | None, rule: RadiusRule) -> TrustRegionState:
@@ -163,16 +169,31 @@ def update_radius(state: TrustRegionState, measured: Improvement | None, rule: R
         return replace(undone, rolled_back=True, n_rollbacks=state.n_rollbacks + 1)
     if not measured.is_promising:
         return replace(state, factor=1.0, rolled_back=False)
-    decide = RULES[rule.kind]
-    factor = decide(pooled, measured)
-    without_feedback = decide(replace(pooled, gained=0.0), measured._replace(actual=0.0))
-    if not measured.used_radius:
+    factor = rule.decide(pooled, measured)
+    without_feedback = rule.decide(replace(pooled, gained=0.0), measured._replace(actual=0.0))
+    if not measured.promise.used_radius:
         # A step that stopped short says nothing about how much further it might have gone.
         factor, without_feedback = min(factor, 1.0), min(without_feedback, 1.0)
     changed = _direction(factor) != _direction(without_feedback)
     kept = _forget_longer_steps(pooled) if factor <= SHRINKAGE else pooled
     moved = _scale(kept, factor ** (rule.exponent / 2), rule)
     return replace(moved, rolled_back=False, n_feedback=state.n_feedback + int(changed))
+
+
+def restarted(state: TrustRegionState, rule: RadiusRule, start: float, given: float) -> TrustRegionState:
+    """
+    Heed what the user has set since: another initial radius, other bounds, a radius that is to stay.
+
+    :param state: before
+    :param rule: configuration
+    :param start: the initial radius
+    :param given: the argument that it comes from
+    :return: state after; evidence about another radius is forgotten, counters go on
+    """
+    if given != state.given:
+        return TrustRegionState(radius=start, given=given).counting_on(state)
+    radius = start if rule.kind == "fixed" else min(max(state.radius, rule.minimum), rule.maximum)
+    return replace(state, radius=radius)
 
 
 def shrink_radius(state: TrustRegionState, rule: RadiusRule) -> TrustRegionState:
@@ -199,25 +220,25 @@ def _is_significantly_worse(measured: Improvement, rule: RadiusRule) -> bool:
 def _pool(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> TrustRegionState:
     """Add one measured step to the fading sums."""
     fade = 1.0 - 1.0 / rule.window
-    noise, length = measured.noise, measured.length
+    noise, length = measured.noise, measured.promise.length
     state = replace(
         state,
-        share=fade * state.share + measured.share,
-        share_squares=fade**2 * state.share_squares + measured.share**2,
+        reliability=fade * state.reliability + measured.reliability,
+        reliability_squares=fade**2 * state.reliability_squares + measured.reliability**2,
         weight=fade * state.weight + 1.0,
     )
-    promise = state.pooled_share * measured.in_sample
-    limit = OUTLIER * (noise + promise)
-    actual = min(max(measured.actual, promise - limit), promise + limit)
+    expected = state.pooled_reliability * measured.promise.gain
+    limit = OUTLIER * (noise + expected)
+    actual = min(max(measured.actual, expected - limit), expected + limit)
     return replace(
         state,
         actual=fade * state.actual + measured.actual,
         predicted=fade * state.predicted + measured.predicted,
         variance=fade**2 * state.variance + measured.stderr**2,
-        promised=fade * state.promised + length * promise / noise,
+        promised=fade * state.promised + length * expected / noise,
         gained=fade * state.gained + length * actual / noise,
         gained_variance=fade**2 * state.gained_variance + length**2,
-        leverage=fade * state.leverage + length**2 * promise / noise,
+        leverage=fade * state.leverage + length**2 * expected / noise,
         n_judged=state.n_judged + 1,
     )
 
@@ -226,12 +247,13 @@ def _noise_aware(state: TrustRegionState, measured: Improvement) -> float:
     """Factor on the squared length towards the longest step that the pooled evidence does not contradict."""
     doubt = SIGNIFICANCE * math.sqrt(state.gained_variance)
     theta = (state.promised - state.gained - doubt) / state.leverage
-    holds = state.share > 0.0 and state.share**2 >= SHARE_SIGNIFICANCE**2 * state.share_squares
+    holds = state.reliability > 0.0
+    holds &= state.reliability**2 >= RELIABILITY_SIGNIFICANCE**2 * state.reliability_squares
     growth = GROWTH if holds else 1.0
     if theta <= 0.0:
         return growth
     best_length = (1.0 - TARGET_RATIO) / theta
-    return min(max((best_length / measured.length) ** 2, SHRINKAGE), growth)
+    return min(max((best_length / measured.promise.length) ** 2, SHRINKAGE), growth)
 
 
 def _forget_longer_steps(state: TrustRegionState) -> TrustRegionState:
@@ -267,7 +289,8 @@ def _direction(factor: float) -> int:
     return (factor > 1.0) - (factor < 1.0)
 
 
-RULES: dict[str, Callable[[TrustRegionState, Improvement], float]] = {
+Decision = Callable[[TrustRegionState, Improvement], float]
+RULES: dict[str, Decision] = {
     "noise_aware": _noise_aware,
     "textbook": _textbook,
     "fixed": _fixed,

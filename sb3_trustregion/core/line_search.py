@@ -42,14 +42,9 @@ class Step(NamedTuple):
     parameters: th.Tensor
     evaluation: Evaluation
     linear_gain: float
-    n_backtracks: int
+    n_backtracks: int = 0
     reason: str = ""
     radius_at_fault: bool = False
-
-    @property
-    def length(self) -> float:
-        """√(2·KL), √nats."""
-        return math.sqrt(2.0 * max(self.evaluation.kl, 0.0))
 
 
 def invalid_step(surrogate: Surrogate, reason: str, n_backtracks: int = 0, radius_at_fault: bool = False) -> Step:
@@ -60,36 +55,37 @@ def invalid_step(surrogate: Surrogate, reason: str, n_backtracks: int = 0, radiu
     :param radius_at_fault: whether a smaller radius could have made the step valid
     :return: the step that stays
     """
-    stay = Evaluation(0.0, 0.0, 0.0, surrogate.distance, 1.0)
-    return Step(StepStatus.INVALID, surrogate.origin, stay, 0.0, n_backtracks, reason, radius_at_fault)
+    here = surrogate.here()
+    return Step(StepStatus.INVALID, surrogate.origin, here, 0.0, n_backtracks, reason, radius_at_fault)
+
+
+def vanishes(solution: CGSolution) -> bool:
+    """
+    :param solution: direction x
+    :return: whether there is no direction to go in
+    """
+    return not bool(th.isfinite(solution.x).all()) or not float(solution.damped_curvature) > 0.0
 
 
 def step_size(solution: CGSolution, surrogate: Surrogate, radius: float) -> float:
     """
-    How far along x the quadratic model of the distance reaches the radius.
+    How far along x the quadratic model of the KL reaches the radius: α = √(2δ/xᵀFx) (Schulman et al. 2015, appendix C).
 
-    Solves d + α·hᵀx + ½α²·xᵀFx = δ, with d and h the distance from the data and its gradient at θ_k. On-policy both
-    vanish and this is TRPO's α = √(2δ/xᵀFx) (Schulman et al. 2015, appendix C). With a Fisher matrix over less than
-    half of the states only ``SUB_SAMPLED_SHARE`` of δ - d is aimed at.
+    With a Fisher matrix over less than half of the states only ``SUB_SAMPLED_SHARE`` of δ is aimed at.
 
     :param solution: x and its curvature
     :param surrogate: the model
-    :param radius: δ, nats
-    :return: α ≥ 0; 0 where the data are already outside the radius, NaN where x is not finite
+    :param radius: δ, nats, joint over action dimensions
+    :return: α > 0; NaN where the curvature is not usable
     """
-    x = solution.x
     damped = float(solution.damped_curvature)
-    damping = surrogate.fisher_product.damping * float(x.dot(x))
+    damping = surrogate.fisher_product.damping * float(solution.x.dot(solution.x))
     curvature = max(damped - damping, CURVATURE_FLOOR * damped)
-    slope = float(surrogate.distance_gradient.dot(x))
-    room = radius - surrogate.distance
     if 2 * surrogate.fisher_product.n_states <= surrogate.batch.n_samples:
-        room *= SUB_SAMPLED_SHARE
-    if not math.isfinite(curvature + slope) or curvature <= 0.0:
+        radius *= SUB_SAMPLED_SHARE
+    if not math.isfinite(curvature) or curvature <= 0.0:
         return math.nan
-    if room <= 0.0:
-        return 0.0
-    return (math.sqrt(slope**2 + 2.0 * curvature * room) - slope) / curvature
+    return math.sqrt(2.0 * radius / curvature)
 
 
 def fixed_step(surrogate: Surrogate, solution: CGSolution, alpha: float) -> Step:
@@ -101,38 +97,38 @@ def fixed_step(surrogate: Surrogate, solution: CGSolution, alpha: float) -> Step
     :param alpha: α
     :return: the step; invalid where the direction vanishes or the policy would leave the finite numbers
     """
-    if not bool(th.isfinite(solution.x).all()) or not float(solution.damped_curvature) > 0.0:
+    if vanishes(solution):
         return invalid_step(surrogate, VANISHING)
     parameters = surrogate.origin + alpha * solution.x
     evaluation = surrogate.at(parameters)
     if not evaluation.is_finite:
         return invalid_step(surrogate, "the step leaves the finite numbers", radius_at_fault=True)
-    return Step(StepStatus.ACCEPTED, parameters, evaluation, alpha * float(surrogate.gradient.dot(solution.x)), 0)
+    return Step(StepStatus.ACCEPTED, parameters, evaluation, alpha * float(surrogate.gradient.dot(solution.x)))
 
 
 def backtrack(
     surrogate: Surrogate, solution: CGSolution, radius: float, shrinking_factor: float, max_iter: int
 ) -> Step:
     """
-    Scale x to the radius, then shrink it until the distance is within the radius and the model improves.
+    Scale x to the radius, then shrink it until the KL is within the radius and the model improves.
 
     :param surrogate: the model
     :param solution: direction x
-    :param radius: δ, nats
+    :param radius: δ, nats, joint over action dimensions
     :param shrinking_factor: factor on the step at each trial, in (0, 1)
     :param max_iter: bound on the number of trial points
     :return: the step; invalid where no trial point would do
     """
-    if not bool(th.isfinite(solution.x).all()) or not float(solution.damped_curvature) > 0.0:
+    if vanishes(solution):
         return invalid_step(surrogate, VANISHING)
     alpha = step_size(solution, surrogate, radius)
     if not alpha > 0.0:
-        return invalid_step(surrogate, "the curvature is not finite, or the data are outside the radius")
+        return invalid_step(surrogate, "the curvature is not finite")
     slope = float(surrogate.gradient.dot(solution.x))
     for trial in range(max_iter):
         parameters = surrogate.origin + alpha * solution.x
         evaluation = surrogate.at(parameters)
-        if evaluation.is_finite and evaluation.distance <= radius and evaluation.gain > 0.0:
+        if evaluation.is_finite and evaluation.kl <= radius and evaluation.gain > 0.0:
             return Step(StepStatus.ACCEPTED, parameters, evaluation, alpha * slope, trial)
         alpha *= shrinking_factor
     return invalid_step(surrogate, "the line search found no improvement within the radius", max_iter, True)
@@ -140,7 +136,7 @@ def backtrack(
 
 def reliability(surrogate: Surrogate, solution: CGSolution, noise_solution: CGSolution) -> float:
     """
-    Which share of the promise holds on data that the step was not fitted to.
+    Which share of the gain holds on data that the step was not fitted to.
 
     gᵀF⁻¹g holds the noise of g once more than the truth: E[gᵀF⁻¹g] = μᵀF⁻¹μ + E[eᵀF⁻¹e]. The gradient with signs by
     blocks, v, has the noise and not the mean, so that gᵀF⁻¹g - vᵀF⁻¹v estimates μᵀF⁻¹μ. For two halves it is cross-
@@ -151,6 +147,6 @@ def reliability(surrogate: Surrogate, solution: CGSolution, noise_solution: CGSo
     :param noise_solution: solved for ``surrogate.noise_gradient``
     :return: at most 1; negative where the noise estimate exceeds the signal
     """
-    promised = float(surrogate.gradient.dot(solution.x))
+    signal = float(surrogate.gradient.dot(solution.x))
     noise = float(surrogate.noise_gradient.dot(noise_solution.x))
-    return 1.0 - noise / promised if promised > 0.0 else 0.0
+    return 1.0 - noise / signal if signal > 0.0 else 0.0

@@ -6,13 +6,10 @@ distributions are measured before squashing: an invertible map changes neither t
 """
 
 import copy
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
@@ -56,12 +53,14 @@ def check_supported(distribution: Distribution) -> None:
         raise ValueError(f"policy's action distribution must be one of {names}, got {type(distribution).__name__}")
 
 
-def averaged_dimensions(action_space: spaces.Space[Any]) -> int:
+def dimensions(kind: Distribution, parameters: Parameters) -> int:
     """
-    :param action_space: the action space
-    :return: over how many dimensions sb3-contrib averages KL and Fisher matrix, which are sums here
+    :param kind: any distribution of the policy's kind
+    :param parameters: of some of them, batch first
+    :return: over how many action dimensions sb3-contrib averages KL and Fisher matrix, which are sums here: A for
+        Gaussian and Bernoulli, 1 for categorical distributions
     """
-    return math.prod(action_space.shape) if isinstance(action_space, (spaces.Box, spaces.MultiBinary)) else 1
+    return parameters[0].shape[-1] if isinstance(kind, (*GAUSSIAN, BernoulliDistribution)) else 1
 
 
 def distribution_parameters(distribution: Distribution) -> Parameters:
@@ -113,7 +112,7 @@ def fisher_times(kind: Distribution, parameters: Parameters, tangents: Parameter
         return tangents[0] * precision, 2.0 * tangents[1] * precision
     if isinstance(kind, BernoulliDistribution):
         p = th.sigmoid(parameters[0])
-        return (p * (1.0 - p) * tangents[0],)
+        return (_times(p * (1.0 - p), tangents[0]),)
     return tuple(_categorical_fisher(logits, t) for logits, t in zip(parameters, tangents, strict=True))
 
 
@@ -126,17 +125,22 @@ def _gaussian_kl(old: Parameters, new: Parameters) -> th.Tensor:
 
 def _categorical_kl(old: th.Tensor, new: th.Tensor) -> th.Tensor:
     log_p, log_q = th.log_softmax(old, dim=-1), th.log_softmax(new, dim=-1)
-    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+    return _times(log_p.exp(), log_p - log_q).sum(dim=-1)
 
 
 def _bernoulli_kl(old: th.Tensor, new: th.Tensor) -> th.Tensor:
     softplus = th.nn.functional.softplus
     # log σ(x) = -softplus(-x), log(1 - σ(x)) = -softplus(x)
-    on = th.sigmoid(old) * (softplus(-new) - softplus(-old))
-    off = th.sigmoid(-old) * (softplus(new) - softplus(old))
+    on = _times(th.sigmoid(old), softplus(-new) - softplus(-old))
+    off = _times(th.sigmoid(-old), softplus(new) - softplus(old))
     return (on + off).sum(dim=-1)
 
 
 def _categorical_fisher(logits: th.Tensor, tangent: th.Tensor) -> th.Tensor:
     p = th.softmax(logits, dim=-1)
-    return p * (tangent - (p * tangent).sum(dim=-1, keepdim=True))
+    return _times(p, tangent - _times(p, tangent).sum(dim=-1, keepdim=True))
+
+
+def _times(probability: th.Tensor, value: th.Tensor) -> th.Tensor:
+    """Their product, zero where the probability is: what a mask excludes (a logit of -inf) counts for nothing."""
+    return th.where(probability > 0.0, probability * value, 0.0)

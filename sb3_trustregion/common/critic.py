@@ -1,0 +1,102 @@
+"""The critic's fit: values regressed on returns by the policy's own optimiser, while the actor stays."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch.nn import functional as F
+
+from sb3_trustregion.core.batch import Batch, take
+from sb3_trustregion.core.distributions import preserved_distribution
+from sb3_trustregion.core.parameters import ParameterVector, critic_parameters
+
+
+def fit_critic(
+    policy: ActorCriticPolicy, actor: ParameterVector, batch: Batch, n_passes: int, batch_size: int
+) -> float:
+    """
+    :param policy: whose values are fitted
+    :param actor: the parameters that must stay
+    :param batch: observations and returns
+    :param n_passes: over the batch
+    :param batch_size: of a mini-batch
+    :return: mean loss over all mini-batches; NaN where the fit was refused because it left the finite numbers
+    """
+    critic, optimizer = critic_parameters(policy, actor), policy.optimizer
+    if not critic or n_passes == 0 or batch.n_samples == 0:
+        return 0.0
+    before = [parameter.detach().clone() for parameter in critic]
+    state_before = [_copied(optimizer.state.get(parameter, {})) for parameter in critic]
+    optimizer.zero_grad(set_to_none=True)
+    _enter_training_mode(policy, critic)
+    orders = [th.randperm(batch.n_samples).to(batch.returns.device) for _ in range(n_passes)]
+    mini_batches = [index for order in orders for index in th.split(order, int(batch_size))]
+    losses = [_descend(policy, critic, batch, index) for index in mini_batches]
+    policy.set_training_mode(False)
+    mean_loss = float(th.stack(losses).mean())
+    # Adam's second moment overflows first: infinite, it would hold the critic still for good.
+    moments = [value for p in critic for value in optimizer.state[p].values() if isinstance(value, th.Tensor)]
+    if np.isfinite(mean_loss) and all(bool(th.isfinite(value).all()) for value in (*critic, *moments)):
+        return mean_loss
+    warnings.warn("the critic's fit left the finite numbers and was undone", stacklevel=3)
+    with th.no_grad():
+        for parameter, value, state in zip(critic, before, state_before, strict=True):
+            parameter.copy_(value)
+            optimizer.state[parameter] = state
+    return float("nan")
+
+
+def _descend(policy: ActorCriticPolicy, critic: list[th.nn.Parameter], batch: Batch, index: th.Tensor) -> th.Tensor:
+    """One step of the optimiser."""
+    values = policy.predict_values(take(batch.observations, index)).flatten()
+    loss = F.mse_loss(values, batch.returns[index])
+    # Only these: with a shared features extractor a plain backward would move the actor.
+    for parameter, gradient in zip(critic, th.autograd.grad(loss, critic, allow_unused=True), strict=True):
+        parameter.grad = gradient
+    policy.optimizer.step()
+    return loss.detach()
+
+
+def _enter_training_mode(policy: ActorCriticPolicy, critic: list[th.nn.Parameter]) -> None:
+    """Training mode but for batch statistics that are not the critic's alone: they would move the actor."""
+    policy.set_training_mode(True)
+    of_critic = {id(parameter) for parameter in critic}
+    for module in policy.modules():
+        own = [id(parameter) for parameter in module.parameters(recurse=False)]
+        if list(module.buffers(recurse=False)) and not (own and of_critic.issuperset(own)):
+            module.training = False
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.clone() if isinstance(value, th.Tensor) else value for key, value in state.items()}
+
+
+@th.no_grad()
+def follow_the_data(policy: ActorCriticPolicy, batch: Batch, batch_size: int) -> None:
+    """
+    Let running statistics (batch normalisation and its like) see a rollout, as in stock PPO's and TRPO's epochs.
+
+    Before the step, so that surrogate and KL are of the policy that will act.
+
+    :param policy: whose modules may keep statistics
+    :param batch: the data
+    :param batch_size: of a mini-batch
+    """
+    if not any(_may_keep_statistics(module) for module in policy.modules()):
+        return
+    policy.set_training_mode(True)
+    for index in th.split(th.arange(batch.n_samples, device=batch.returns.device), int(batch_size)):
+        if len(index) > 1:  # of one sample there is no variance
+            observations = take(batch.observations, index)
+            with preserved_distribution(policy):
+                policy.get_distribution(observations)
+            policy.predict_values(observations)
+    policy.set_training_mode(False)
+
+
+def _may_keep_statistics(module: th.nn.Module) -> bool:
+    """Whether it has buffers, or is of unknown make."""
+    known = type(module).__module__.partition(".")[0] in ("torch", "stable_baselines3", "sb3_contrib")
+    return not known or any(True for _ in module.buffers(recurse=False))

@@ -1,0 +1,179 @@
+"""
+Bad data stops here: rewards and observations that are not finite reach neither the policy nor any statistic.
+
+The recorder looks at every step that SB3's ``collect_rollouts`` takes and puts stand-ins in place of what is faulty:
+what the environment showed last. A single NaN would spoil the statistics of ``VecNormalize`` for good, and its clipping
+makes an ordinary number of infinity: where there is one, a screen beneath it looks at the raw values first.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from sb3_trustregion.common.learning_data import LARGEST, BoolArray, ObsArray
+from sb3_trustregion.core.distributions import distribution_parameters, preserved_distribution
+from sb3_trustregion.core.functional import uncompiled
+
+# From so many updates in a row without a usable step on, the user is told; from so many on, training ends.
+WARN_AFTER = 3
+STOP_AFTER = 10
+
+
+class UnusableDataError(ValueError):
+    """Nothing can be learned from what the environment returns. A ``ValueError``: the Zoo's search prunes on those."""
+
+
+class Screen(VecEnvWrapper):
+    """
+    Looks at raw values before ``VecNormalize`` does. In a step that brought nothing sound its statistics stand still.
+
+    :param normalizer: whose environment this is put before
+    """
+
+    def __init__(self, normalizer: VecNormalize) -> None:
+        # Not that of VecEnv, which asks the environments a question that stock algorithms do not ask.
+        self.venv = normalizer.venv
+        self.num_envs = normalizer.num_envs
+        self.observation_space, self.action_space = self.venv.observation_space, self.venv.action_space
+        self.class_attributes = dict(vars(type(self)))
+        self.normalizer = normalizer
+        self.training = normalizer.training
+        self.observation = np.zeros(self.num_envs, dtype=bool)
+        self.reward = np.zeros(self.num_envs, dtype=bool)
+        self.terminal = np.zeros(self.num_envs, dtype=bool)
+
+    def reset(self) -> VecEnvObs:
+        """
+        :return: the first observations, finite
+        """
+        return self._screened(self.venv.reset(), None)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """
+        :return: the step, finite
+        """
+        observations, rewards, dones, infos = self.venv.step_wait()
+        self.reward = ~usable(rewards)
+        last_rewards = self.normalizer.old_reward
+        replace(rewards, self.reward, last_rewards if len(last_rewards) == self.num_envs else None)
+        self.terminal = np.array([done and not _end_is_usable(info) for done, info in zip(dones, infos, strict=True)])
+        return self._screened(observations, self.normalizer.old_obs), rewards, dones, infos
+
+    def _screened(self, observations: VecEnvObs, last: Any) -> VecEnvObs:
+        self.observation = ~usable(observations) if self.normalizer.norm_obs else np.zeros(self.num_envs, dtype=bool)
+        self.normalizer.training = self.training and not bool((self.observation | self.reward).all())
+        replace(observations, self.observation, last)
+        return observations
+
+
+def _end_is_usable(info: dict[str, Any]) -> bool:
+    terminal = info.get("terminal_observation")
+    if isinstance(terminal, dict):
+        return all(bool(usable(np.asarray(part)[None]).all()) for part in terminal.values())
+    return terminal is None or bool(usable(np.asarray(terminal)[None]).all())
+
+
+@contextmanager
+def screened(env: VecEnv) -> Iterator[Screen | None]:
+    """
+    Put a screen beneath ``VecNormalize`` for a while, so that nobody else meets it.
+
+    :param env: the training environment
+    """
+    normalizer = unwrap_vec_normalize(env)
+    if normalizer is None:
+        yield None
+        return
+    venv, training = normalizer.venv, normalizer.training
+    screen = normalizer.venv = Screen(normalizer)
+    try:
+        yield screen
+    finally:
+        normalizer.venv, normalizer.training = venv, training
+
+
+def usable(values: Any) -> BoolArray:
+    """
+    :param values: (N, ...) or a dict of those
+    :return: shape (N,), whether all that belongs to an environment is finite, squares included
+    """
+    if isinstance(values, dict):
+        parts: list[BoolArray] = [usable(part) for part in values.values()]
+        return np.asarray(np.stack(parts).all(axis=0))
+    array = np.asarray(values)
+    if array.dtype.kind != "f" or float(np.vdot(array, array)) < LARGEST**2:  # as a rule, in one pass
+        return np.ones(len(array), dtype=bool)
+    result: BoolArray = (np.abs(array.reshape(len(array), -1)) < LARGEST).all(axis=1)
+    return result
+
+
+def replace(values: Any, faulty: BoolArray, stand_ins: Any) -> None:
+    """
+    :param values: (N, ...) or a dict of those, changed in place
+    :param faulty: shape (N,), which of them
+    :param stand_ins: of the same layout; None for zeros
+    """
+    if not faulty.any():
+        return
+    if isinstance(values, dict):
+        for key, value in values.items():
+            replace(value, faulty, None if stand_ins is None else stand_ins[key])
+    else:
+        values[faulty] = 0 if stand_ins is None else np.asarray(stand_ins)[faulty]
+
+
+def is_understood(policy: ActorCriticPolicy, observations: ObsArray) -> bool:
+    """
+    Whether a policy makes numbers of observations that are none, such as NaN for a missing value.
+
+    :param policy: the policy
+    :param observations: (n, ...) or a dict of those, as the policy would see them
+    :return: whether its outputs and their gradients are finite (a logit may be -inf: a mask)
+    """
+    policy = uncompiled(policy)
+    try:
+        with preserved_distribution(policy), th.enable_grad():
+            tensors = policy.obs_to_tensor(observations)[0]
+            outputs = (*distribution_parameters(policy.get_distribution(tensors)), policy.predict_values(tensors))
+        sound = [th.where(output.isinf(), 0.0, output).sum() for output in outputs if output.requires_grad]
+        leaves = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+        gradients = th.autograd.grad(th.stack(sound).sum(), leaves, allow_unused=True) if sound else ()
+    except (ValueError, RuntimeError, IndexError):  # torch.distributions refuses NaN, an embedding what is no index
+        return False
+    finite = all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
+    return finite and not any(bool(output.isnan().any()) for output in outputs)
+
+
+def accept(model: OnPolicyAlgorithm) -> None:
+    """
+    :param model: an algorithm of ours that has taken a step
+    """
+    model.n_invalid_in_a_row = 0  # type: ignore[attr-defined]
+
+
+def refuse(model: OnPolicyAlgorithm, reason: str, lasting: bool) -> None:
+    """
+    Count an update without a step, tell the user in time, end a training that cannot learn.
+
+    :param model: an algorithm of ours
+    :param reason: what was wrong
+    :param lasting: whether training ends if this goes on: not for a mere lack of improvement
+    :raises UnusableDataError: after ``STOP_AFTER`` lasting faults in a row; the last good policy is in place
+    """
+    model.n_invalid += 1  # type: ignore[attr-defined]
+    model.n_invalid_in_a_row = n_in_a_row = model.n_invalid_in_a_row + 1  # type: ignore[attr-defined]
+    if n_in_a_row == WARN_AFTER:
+        warnings.warn(f"{WARN_AFTER} updates without a policy step in a row, now because {reason}", stacklevel=3)
+    if lasting and n_in_a_row >= STOP_AFTER:
+        raise UnusableDataError(
+            f"{n_in_a_row} updates in a row could not be used, the last because {reason}. "
+            "The policy is the last good one and can be saved."
+        )

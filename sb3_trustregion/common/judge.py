@@ -1,0 +1,422 @@
+"""
+Steps 4 and 5 of the trust-region algorithm as one object.
+
+``expect`` registers what a step promised; ``review`` compares it with the rollout that follows, undoes the step or
+keeps it, and tells the next radius. The judge knows a policy and rollouts, no environment and no algorithm.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, get_type_hints
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import obs_as_tensor
+
+from sb3_trustregion.common.learning_data import ObsArray, Rollout, flatten_time
+from sb3_trustregion.common.persistence import Tensors, numbers, part, text, to_tensors
+from sb3_trustregion.common.validation import check_choice, check_integer, check_number
+from sb3_trustregion.core.functional import ActionHead, ValueHead, uncompiled
+from sb3_trustregion.core.improvement import (
+    Estimate,
+    FloatArray,
+    Improvement,
+    Promise,
+    attributable,
+    difference,
+    episode_returns,
+    per_step,
+    performance,
+)
+from sb3_trustregion.core.parameters import fingerprint, restore, snapshot
+from sb3_trustregion.core.radius import RadiusRule, TrustRegionState, restarted, shrink_radius, update_radius
+from sb3_trustregion.core.surrogate import LEAST_EFFECTIVE_SHARE, effective_share
+
+ESTIMATORS = ("rollout", "episodes", "surrogate")
+# A roll-back helped where it brought back at least this share of what had been lost.
+REGAINED = 0.5
+# The unit of the rewards may drift by so much between two rollouts; more, and they differ by that, not by the policy.
+LARGEST_DRIFT = 1.05
+# Standard errors from which on a loss is looked into where no roll-back is asked for.
+SIGNIFICANT = 3.0
+
+
+class Snapshot(NamedTuple):
+    """
+    The policy before an update.
+
+    :param undone: what a roll-back brings back, by name
+    :param kept: what else was of the policy that acted, for its critic to be asked later
+    :param joint: whether actor, critic and optimiser are undone together
+    :param optimizer: state of the optimiser; None where it does not move the actor
+    """
+
+    undone: Tensors
+    kept: Tensors
+    joint: bool
+    optimizer: dict[int, dict[str, Any]] | None = None
+
+    @classmethod
+    def of(cls, policy: ActorCriticPolicy, undone: Iterable[str] | None = None) -> "Snapshot":
+        """
+        :param policy: about to be updated
+        :param undone: names of the parameters that a roll-back brings back, apart from critic and optimiser; None for
+            all trainable ones and the optimiser: where they are one network
+        :return: copies
+        """
+        policy = uncompiled(policy)
+        tensors = snapshot(policy)
+        trainable = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+        names = trainable if undone is None else set(undone)
+        optimizer = copy.deepcopy(policy.optimizer.state_dict()["state"]) if undone is None else None
+        return cls(
+            undone={name: tensor for name, tensor in tensors.items() if name in names},
+            kept={name: tensor for name, tensor in tensors.items() if name not in names},
+            joint=undone is None,
+            optimizer=optimizer,
+        )
+
+    def changed(self, policy: ActorCriticPolicy) -> "Snapshot":
+        """
+        :param policy: after the update
+        :return: without the parameters that the update left alone: they are there, and need not be saved twice
+        """
+        present = dict(policy.named_parameters())
+
+        def moved(tensors: Tensors) -> Tensors:
+            return {n: t for n, t in tensors.items() if n not in present or not th.equal(t, present[n])}
+
+        return self._replace(undone=moved(self.undone), kept=moved(self.kept))
+
+    def restore(self, policy: ActorCriticPolicy, with_statistics: bool = False) -> None:
+        """
+        :param policy: whose update is undone
+        :param with_statistics: buffers too, where they may be spoiled: as statistics of the data they stay
+        """
+        restore(policy, {**self.undone, **(self.kept if with_statistics else {})})
+        if self.optimizer is not None:
+            groups = policy.optimizer.state_dict()["param_groups"]
+            policy.optimizer.load_state_dict({"state": self.optimizer, "param_groups": groups})
+
+
+class PendingStep(NamedTuple):
+    """
+    A step taken and not yet judged, or undone and not yet reviewed.
+
+    :param before: θ_k, and the critic V as it stood when rollout k was collected
+    :param left: fingerprint of the policy that the update left behind
+    :param baseline: of rollout k, by the estimator in use
+    :param promise: what the step promised
+    :param scale: unit of the rewards in which both rollouts are compared
+    :param gamma: discount factor in force
+    :param started_fresh: whether rollout k began with new episodes
+    """
+
+    before: Snapshot
+    left: str
+    baseline: Estimate
+    promise: Promise
+    scale: float
+    gamma: float
+    started_fresh: bool
+
+
+class Rejected(NamedTuple):
+    """
+    A step that was undone, until the rollout of the restored policy shows whether that helped.
+
+    :param step: the step; ``left`` is of the restored policy
+    :param performance: of the policy that it led to, by the estimator in use
+    :param state: before the step was judged
+    """
+
+    step: PendingStep
+    performance: Estimate
+    state: TrustRegionState
+
+
+class Verdict(NamedTuple):
+    """
+    The answer of steps 4 and 5.
+
+    :param state: radius, pooled evidence and counters from now on
+    :param measured: what the last step promised and brought; None where none could be judged
+    :param undone: whether the last step was rolled back; the policy is θ_k again
+    """
+
+    state: TrustRegionState
+    measured: Improvement | None = None
+    undone: bool = False
+
+    @property
+    def radius(self) -> float:
+        """For the next step."""
+        return self.state.radius
+
+
+class Judge:
+    """
+    Rule, radius, pending and rejected step, counters.
+
+    :param rule: configuration of step 5
+    :param start: the initial radius
+    :param given: the user's argument that it comes from
+    :param estimator: one of ``ESTIMATORS``
+    """
+
+    def __init__(self, rule: RadiusRule, start: float, given: float, estimator: str = "rollout") -> None:
+        self.rule, self.estimator = rule, estimator
+        self.state = TrustRegionState(radius=start, given=given)
+        self.pending: PendingStep | None = None
+        self.rejected: Rejected | None = None
+
+    def configure(self, rule: RadiusRule, start: float, given: float, estimator: str) -> None:
+        """
+        Heed what the user has set since the last update; arguments as in the constructor.
+
+        :param rule: configuration of step 5
+        :param start: the initial radius
+        :param given: the user's argument that it comes from
+        :param estimator: one of ``ESTIMATORS``
+        """
+        if estimator != self.estimator:
+            self.forget()  # the baseline is another quantity
+        self.rule, self.estimator = rule, estimator
+        self.state = restarted(self.state, rule, start, given)
+
+    def forget(self) -> None:
+        """Drop what can no longer be judged: the next rollout is of another environment."""
+        self.pending = self.rejected = None
+
+    def review(self, rollout: Rollout, policy: ActorCriticPolicy) -> Verdict:
+        """
+        Steps 4 and 5 for the step before.
+
+        :param rollout: collected after it
+        :param policy: that collected it; rolled back where the step is undone
+        :return: what was measured, and what follows
+        """
+        policy = uncompiled(policy)
+        rejected, self.rejected = self.rejected, None
+        pending, self.pending = self.pending, None
+        if rejected is not None and is_comparable(rollout, rejected.step, policy):
+            self._review_roll_back(rollout, rejected, policy)
+        if pending is None or not is_comparable(rollout, pending, policy):
+            self.state = self.decide(None)
+            return Verdict(self.state)
+        before, (after, actual) = self.state, self._measure(rollout, pending, policy)
+        measured = self.perceive(Improvement(*actual, pending.promise))
+        self.state = self.decide(measured)
+        if self.state.rolled_back:
+            pending.before.restore(policy)
+            # The policy is what it was: only the critic of that time is still needed, where it has been fitted since.
+            restored = pending.before._replace(undone={}, joint=False, optimizer=None)
+            left = fingerprint(policy)
+            self.rejected = Rejected(pending._replace(before=restored, left=left), after, before)
+        return Verdict(self.state, measured, self.state.rolled_back)
+
+    def expect(self, promise: Promise, rollout: Rollout, before: Snapshot, policy: ActorCriticPolicy) -> None:
+        """
+        Register a step, to be judged by the next rollout; by the surrogate it is judged at once.
+
+        :param promise: what the step promised
+        :param rollout: that it was computed from
+        :param before: the policy before the update
+        :param policy: after the whole update
+        """
+        policy = uncompiled(policy)
+        if self.estimator == "surrogate":
+            linear = promise._replace(gain=promise.linear_gain, reliability=1.0)
+            self.state = self.decide(self.perceive(Improvement(promise.gain, 0.0, linear)))
+        elif rollout.is_recorded:
+            scale = float(rollout.scales[-1])
+            if self.estimator == "episodes":
+                baseline = episode_returns(rollout.episode_returns / scale)
+            else:
+                baseline = performance(rollout.own_residuals(scale), rollout.dones)
+            left = fingerprint(policy, before.joint)
+            self.pending = PendingStep(
+                before.changed(policy), left, baseline, promise, scale, rollout.gamma, rollout.starts_fresh
+            )
+
+    def shrink(self) -> None:
+        """Answer a step that was invalid for its length."""
+        self.state = shrink_radius(self.state, self.rule)
+
+    def perceive(self, measured: Improvement) -> Improvement:
+        """
+        What the judge believes a step to have brought: all of it. An ablation may see otherwise.
+
+        :param measured: what was measured
+        :return: what is judged
+        """
+        return measured
+
+    def decide(self, measured: Improvement | None) -> TrustRegionState:
+        """
+        Step 5: accept or roll back, grow or shrink the radius.
+
+        :param measured: what the last step promised and brought; None where none was judged
+        :return: the state from now on; ``rolled_back`` tells whether the step is undone
+        """
+        return update_radius(self.state, measured, self.rule)
+
+    def state_dict(self) -> Tensors:
+        """Tensors by name, for a checkpoint."""
+        records = {"pending": self.pending, "rejected": self.rejected, "state": self.state.as_dict()}
+        return {key: tensor for name, record in records.items() for key, tensor in to_tensors(record, name).items()}
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """
+        :param state: what ``state_dict`` gave
+        :param strict: as in ``torch.nn.Module``: whether nothing may be missing
+        :raises RuntimeError: where something is
+        """
+        if not strict:
+            state = {**self.state_dict(), **state}
+        self.state = TrustRegionState(**numbers(state, "state", get_type_hints(TrustRegionState)))
+        pending, rejected = part(state, "pending"), part(state, "rejected")
+        self.pending = pending_step(pending) if pending else None
+        self.rejected = None
+        if rejected:
+            before = TrustRegionState(**numbers(rejected, "state", get_type_hints(TrustRegionState)))
+            fared = Estimate(**numbers(rejected, "performance", get_type_hints(Estimate)))
+            self.rejected = Rejected(pending_step(part(rejected, "step")), fared, before)
+
+    def _measure(self, rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> tuple[Estimate, Estimate]:
+        """
+        Step 4: how the policy fares after a step by the critic before it, and what the step brought.
+
+        A loss that the old policy would have met as well is the environment's: it is not held against the step.
+        """
+        after = self._performance(rollout, step, policy)
+        actual = difference(after, step.baseline)
+        significance = self.rule.rollback_z or SIGNIFICANT
+        if self.estimator == "episodes":
+            return after, per_step(actual, rollout.episode_lengths)
+        if actual.mean < -significance * actual.stderr:
+            ratios = old_ratios(rollout, step.before, policy)
+            if effective_share(th.as_tensor(ratios)) >= LEAST_EFFECTIVE_SHARE:
+                residuals = old_residuals(rollout, step, policy)
+                actual = attributable(residuals, ratios, rollout.dones, step.baseline, significance) or actual
+        return after, actual
+
+    def _performance(self, rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> Estimate:
+        """Mean TD residual of a rollout by the critic before the step, or mean episode return."""
+        if self.estimator == "episodes":
+            return episode_returns(rollout.episode_returns / step.scale)
+        return performance(old_residuals(rollout, step, policy), rollout.dones)
+
+    def _review_roll_back(self, rollout: Rollout, rejected: Rejected, policy: ActorCriticPolicy) -> None:
+        """
+        See whether a roll-back brought back what had been lost.
+
+        If not, it was the environment that changed for the worse, not the policy: the radius is again what it was.
+        """
+        lost = rejected.step.baseline.mean - rejected.performance.mean
+        regained = self._performance(rollout, rejected.step, policy).mean - rejected.performance.mean
+        if regained < REGAINED * lost:  # NaN tells nothing
+            self.state = rejected.state.counting_on(self.state)
+
+
+def rule_of(model: Any) -> RadiusRule:
+    """
+    :param model: an algorithm that has a judge
+    :return: configuration of step 5 by its arguments
+    :raises ValueError: where one is out of range
+    """
+    check_choice("improvement_estimator", model.improvement_estimator, ESTIMATORS)
+    check_integer("radius_window", model.radius_window, at_least=1)
+    try:
+        lower, upper = (float(bound) for bound in model.radius_bounds)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"radius_bounds must be two numbers, got {model.radius_bounds!r}") from error
+    if model.rollback_z is not None:
+        check_number("rollback_z", model.rollback_z, above=0.0)
+    rule, window, z = model.radius_rule, int(model.radius_window), model.rollback_z
+    return RadiusRule(rule, window, lower, upper, None if z is None else float(z), model._radius_exponent)
+
+
+def make_judge(model: Any, start: float, given: float) -> Judge:
+    """
+    :param model: an algorithm that has a judge
+    :param start: the initial radius
+    :param given: the argument that it comes from
+    :return: its judge
+    """
+    judge_class: type[Judge] = model.judge_class or Judge
+    return judge_class(rule_of(model), start, given, model.improvement_estimator, **(model.judge_kwargs or {}))
+
+
+def is_comparable(rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> bool:
+    """
+    :param rollout: that a step is to be judged by
+    :param step: the step
+    :param policy: that collected the rollout
+    :return: whether the policy is what the step left behind, and both rollouts differ by it alone
+    """
+    unit_holds = max(rollout.scales[-1] / step.scale, step.scale / rollout.scales[-1]) <= LARGEST_DRIFT
+    # After a reset episodes are in another phase; not if that was so before.
+    phase_holds = step.started_fresh or not rollout.starts_fresh
+    known = rollout.is_recorded and unit_holds and phase_holds and rollout.gamma == step.gamma
+    return known and fingerprint(policy, step.before.joint) == step.left
+
+
+@th.no_grad()
+def old_residuals(rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> FloatArray:
+    """
+    :param rollout: the rollout after a step
+    :param step: the step
+    :param policy: the policy after it
+    :return: shape (T, N), TD residuals by the critic before the step, in the rewards' unit of that time
+    """
+    head, tensors = ValueHead(policy), {**step.before.undone, **step.before.kept}
+
+    def values(observations: ObsArray | th.Tensor | dict[str, th.Tensor]) -> FloatArray:
+        result: FloatArray = head.at(tensors, observations).cpu().numpy()
+        return result
+
+    seen = values(obs_as_tensor(flatten_time(rollout.observations), policy.device)).reshape(rollout.shape)
+    last = values(obs_as_tensor(rollout.last_observations, policy.device))
+    ends = rollout.terminal_observations
+    at_ends = np.zeros(0) if ends is None else values(policy.obs_to_tensor(ends)[0])
+    return rollout.residuals(seen, last, at_ends, step.scale)
+
+
+@th.no_grad()
+def old_ratios(rollout: Rollout, before: Snapshot, policy: ActorCriticPolicy) -> FloatArray:
+    """
+    :param rollout: the rollout after a step
+    :param before: the policy before the step
+    :param policy: the policy after it
+    :return: shape (T, N), π_k/π_{k+1} of the actions in it
+    """
+    observations = obs_as_tensor(flatten_time(rollout.observations), policy.device)
+    actions = th.as_tensor(rollout.actions.reshape(-1, rollout.actions.shape[-1]), device=policy.device)
+    actions = actions.long().flatten() if isinstance(policy.action_space, spaces.Discrete) else actions.float()
+    log_probs, _ = ActionHead(policy).at({**before.undone, **before.kept}, observations, actions)
+    ratios: FloatArray = np.exp(log_probs.double().cpu().numpy().reshape(rollout.shape) - rollout.log_probs)
+    return ratios
+
+
+def pending_step(state: Mapping[str, Any]) -> PendingStep:
+    """
+    :param state: tensors of a pending step by dotted name
+    :return: the step
+    """
+    moments: dict[int, dict[str, th.Tensor]] = {}
+    for key, value in part(state, "before.optimizer").items():
+        index, _, name = key.partition(".")
+        moments.setdefault(int(index), {})[name] = value
+    joint = bool(float(state["before.joint"]))
+    before = Snapshot(part(state, "before.undone"), part(state, "before.kept"), joint, moments if joint else None)
+    own = numbers(
+        {f"step.{key}": value for key, value in state.items()},
+        "step",
+        {"scale": float, "gamma": float, "started_fresh": bool},
+    )
+    baseline = Estimate(**numbers(state, "baseline", get_type_hints(Estimate)))
+    promise = Promise(**numbers(state, "promise", get_type_hints(Promise)))
+    return PendingStep(before, text(state["left"]), baseline, promise, **own)

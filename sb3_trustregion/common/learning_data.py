@@ -1,0 +1,199 @@
+"""
+What Stable-Baselines3's rollout buffer holds when ``train()`` begins: in the order of time for the judge, as a batch
+for the step. Nothing is computed anew: rewards, advantages, returns and values are what SB3 or the user put there.
+"""
+
+import copy
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
+
+from sb3_trustregion.core.batch import Batch
+from sb3_trustregion.core.improvement import FloatArray, alternating_signs, block_ids
+
+# Squares of anything below this stay within single precision.
+LARGEST = 1e18
+# Of fewer there is no variance.
+LEAST_SAMPLES = 2
+
+# What ``get()`` flattens in place, environment by environment.
+SCALARS = ("values", "log_probs", "advantages", "returns")
+FLATTENED = ("observations", "actions", *SCALARS)
+
+BoolArray = npt.NDArray[np.bool_]
+ObsArray = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
+
+
+class Rollout(NamedTuple):
+    """
+    T steps of N environments by one policy, time first.
+
+    :param observations: (T, N, ...) or a dict of those, as the policy saw them
+    :param last_observations: (N, ...), seen after the last step
+    :param terminal_observations: (K, ...), seen at the K truncated steps before the reset; None where K = 0
+    :param truncated: shape (K,), index t·N + n of the truncated steps
+    :param actions: shape (T, N, A)
+    :param log_probs: shape (T, N), of the actions, by the policy that acted
+    :param rewards: shape (T, N), without SB3's bootstrap at truncated steps
+    :param values: shape (T, N), by the critic of that time
+    :param last_values: shape (N,), by the same after the last step
+    :param terminal_values: shape (K,), by the same at the truncated steps
+    :param dones: shape (T, N), whether the episode ended with that step
+    :param scales: shape (T,), what ``VecNormalize`` divided the rewards of each step by; ones without it
+    :param faulty: shape (T, N), transitions that nothing is to be learned from
+    :param episode_returns: shape (E,), returns of the episodes that ended, by ``Monitor``
+    :param episode_lengths: shape (E,), their lengths
+    :param gamma: discount factor
+    :param is_recorded: whether all of this is known: a buffer filled by the user's own loop has no record beside it
+    :param starts_fresh: whether all environments began an episode with it, as after a reset
+    """
+
+    observations: ObsArray
+    last_observations: ObsArray
+    terminal_observations: ObsArray | None
+    truncated: npt.NDArray[np.int64]
+    actions: FloatArray
+    log_probs: FloatArray
+    rewards: FloatArray
+    values: FloatArray
+    last_values: FloatArray
+    terminal_values: FloatArray
+    dones: BoolArray
+    scales: FloatArray
+    faulty: BoolArray
+    episode_returns: FloatArray
+    episode_lengths: FloatArray
+    gamma: float
+    is_recorded: bool
+    starts_fresh: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(T, N)."""
+        n_steps, n_envs = self.rewards.shape
+        return n_steps, n_envs
+
+    def own_residuals(self, scale: float) -> FloatArray:
+        """
+        :param scale: unit of the rewards, as of ``scales``
+        :return: shape (T, N), TD residuals by the critic of that time
+        """
+        return self.residuals(self.values, self.last_values, self.terminal_values, scale)
+
+    def residuals(
+        self, values: FloatArray, last_values: FloatArray, terminal_values: FloatArray, scale: float
+    ) -> FloatArray:
+        """
+        TD residuals d = r + γ·V(s')·(1 - terminated) - V(s) by one critic, whichever it is.
+
+        :param values: shape (T, N), V(s)
+        :param last_values: shape (N,), after the last step
+        :param terminal_values: shape (K,), at the truncated steps
+        :param scale: unit of the rewards, as of ``scales``
+        :return: shape (T, N), NaN where a transition is faulty
+        """
+        following = np.where(self.dones, 0.0, np.concatenate([values[1:], last_values[None]]).astype(np.float64))
+        following.reshape(-1)[self.truncated] = terminal_values
+        result: FloatArray = self.rewards * (self.scales / scale)[:, None] + self.gamma * following - values
+        result[self.faulty] = np.nan
+        return result
+
+
+def in_time(buffer: RolloutBuffer, name: str) -> Any:
+    """
+    :param buffer: a full buffer, before or after ``get()`` flattened it
+    :param name: one of its arrays
+    :return: (T, N, ...) or a dict of those; views, where they can be
+    """
+    value = getattr(buffer, name)
+    if not buffer.generator_ready or name not in FLATTENED:
+        return value
+
+    def unflattened(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        rest = () if name in SCALARS else array.shape[1:]
+        return array.reshape(buffer.n_envs, buffer.buffer_size, *rest).swapaxes(0, 1)
+
+    return {key: unflattened(part) for key, part in value.items()} if isinstance(value, dict) else unflattened(value)
+
+
+def flatten_time(observations: ObsArray) -> ObsArray:
+    """
+    :param observations: (T, N, ...) or a dict of those
+    :return: (T·N, ...) or a dict of those
+    """
+    if isinstance(observations, dict):
+        return {key: value.reshape(-1, *value.shape[2:]) for key, value in observations.items()}
+    return observations.reshape(-1, *observations.shape[2:])
+
+
+def make_batch(buffer: RolloutBuffer, faulty: BoolArray) -> Batch:
+    """
+    :param buffer: a full buffer, left as it is
+    :param faulty: shape (T, N), transitions to leave out
+    :return: its samples environment by environment in the order of time, without those that are not finite
+    """
+    n_steps, n_envs = faulty.shape
+    samples, is_in_time = samples_of(buffer)
+    n_samples = len(samples.advantages)
+    usable = th.stack([samples.old_log_prob, samples.advantages, samples.returns]).abs().lt(LARGEST).all(dim=0)
+    signs, blocks = alternating_signs(n_samples, 1).ravel(), block_ids(n_samples, 1).ravel()
+    if is_in_time:
+        signs, blocks = alternating_signs(n_steps, n_envs).T.ravel(), block_ids(n_steps, n_envs).T.ravel()
+        usable &= th.as_tensor(~faulty.T.ravel(), device=usable.device)
+    discrete = isinstance(buffer.action_space, spaces.Discrete)
+    batch = Batch(
+        observations=samples.observations,
+        actions=samples.actions.long().flatten() if discrete else samples.actions,
+        advantages=samples.advantages.float(),
+        returns=samples.returns.float(),
+        signs=th.as_tensor(signs, dtype=th.float32, device=usable.device),
+        blocks=blocks,
+    )
+    return batch if bool(usable.all()) else batch.select(usable.nonzero().flatten())
+
+
+def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
+    """
+    All samples as the buffer itself hands them out, at the cost of no random number.
+
+    :param buffer: a full buffer, left as it is
+    :return: the samples; whether they are environment by environment in the order of time
+    """
+    view = copy.copy(buffer)
+    if type(buffer).get not in (RolloutBuffer.get, DictRolloutBuffer.get):
+        if isinstance(view.observations, dict):
+            vars(view)["observations"] = dict(view.observations)
+        random_state = np.random.get_state()  # noqa: NPY002
+        samples = next(iter(view.get(batch_size=None)))
+        np.random.set_state(random_state)  # noqa: NPY002
+        return samples, False
+    for name in FLATTENED:
+        value = in_time(buffer, name)
+        is_dict = isinstance(value, dict)
+        flat: Any = {k: view.swap_and_flatten(v) for k, v in value.items()} if is_dict else view.swap_and_flatten(value)
+        setattr(view, name, flat)
+    return view._get_samples(np.arange(buffer.buffer_size * buffer.n_envs)), True
+
+
+def replace_faulty_samples(buffer: RolloutBuffer, faulty: BoolArray) -> None:
+    """
+    PPO takes its samples from the buffer as they are: faulty ones give way to others.
+
+    :param buffer: a full buffer, before ``get()``, changed in place
+    :param faulty: shape (T, N)
+    """
+    bad = faulty | ~np.isfinite(np.stack([in_time(buffer, "advantages"), in_time(buffer, "returns")])).all(axis=0)
+    if not bad.any() or bad.all():
+        return
+    good, bad = (~bad).ravel().nonzero()[0], bad.ravel().nonzero()[0]
+    stand_in = good[np.arange(len(bad)) % len(good)]
+    observations = buffer.observations
+    arrays = list(observations.values()) if isinstance(observations, dict) else [observations]
+    for array in (*arrays, *(getattr(buffer, name) for name in FLATTENED if name != "observations")):
+        flat = array.reshape(faulty.size, *array.shape[2:])
+        flat[bad] = flat[stand_in]

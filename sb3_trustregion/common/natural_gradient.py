@@ -1,0 +1,168 @@
+"""What NPG and AdaptiveTRPO share: the natural gradient of the surrogate, and a critic fitted apart from the actor."""
+
+import warnings
+from typing import Any, ClassVar
+
+import torch as th
+from gymnasium import spaces
+from sb3_contrib.trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+
+from sb3_trustregion.common.critic import fit_critic, follow_the_data
+from sb3_trustregion.common.guard import accept, refuse
+from sb3_trustregion.common.judge import Verdict
+from sb3_trustregion.common.learning_data import LEAST_SAMPLES, Rollout, make_batch
+from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, find_actor
+from sb3_trustregion.common.update_log import log_update, of_policy
+from sb3_trustregion.common.validation import check_bool, check_integer, check_number
+from sb3_trustregion.core.batch import Batch
+from sb3_trustregion.core.conjugate_gradient import CGSolution, conjugate_gradient
+from sb3_trustregion.core.functional import uncompiled
+from sb3_trustregion.core.line_search import Step, StepStatus
+from sb3_trustregion.core.parameters import NOBODY, ParameterVector
+from sb3_trustregion.core.surrogate import Surrogate
+
+SUPPORTED_ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
+class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
+    """
+    The natural gradient (F + λI)⁻¹g of the surrogate, and a critic fitted apart from the actor.
+
+    Not meant to be used by itself; arguments as in ``sb3_contrib.TRPO``, documented in ``AdaptiveTRPO``.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule,
+        n_steps: int,
+        batch_size: int,
+        gamma: float,
+        cg_max_steps: int,
+        cg_damping: float,
+        n_critic_updates: int,
+        gae_lambda: float,
+        use_sde: bool,
+        sde_sample_freq: int,
+        rollout_buffer_class: type[RolloutBuffer] | None,
+        rollout_buffer_kwargs: dict[str, Any] | None,
+        normalize_advantage: bool,
+        sub_sampling_factor: int,
+        stats_window_size: int,
+        tensorboard_log: str | None,
+        policy_kwargs: dict[str, Any] | None,
+        verbose: int,
+        seed: int | None,
+        device: th.device | str,
+        cg_residual_tol: float,
+        fisher_sub_sampling_factor: int,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=0.0,  # no entropy bonus
+            vf_coef=0.0,  # the critic is fitted apart
+            max_grad_norm=0.0,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+            supported_action_spaces=SUPPORTED_ACTION_SPACES,
+        )
+        self.batch_size = batch_size
+        self.cg_max_steps = cg_max_steps
+        self.cg_damping = cg_damping
+        self.n_critic_updates = n_critic_updates
+        self.normalize_advantage = normalize_advantage
+        self.sub_sampling_factor = sub_sampling_factor
+        self.cg_residual_tol = cg_residual_tol
+        self.fisher_sub_sampling_factor = fisher_sub_sampling_factor
+
+    def _validate(self) -> None:
+        super()._validate()
+        check_integer("cg_max_steps", self.cg_max_steps, at_least=1)
+        check_number("cg_damping", self.cg_damping, at_least=0.0)
+        check_integer("n_critic_updates", self.n_critic_updates, at_least=0)
+        check_bool("normalize_advantage", self.normalize_advantage)
+        check_integer("sub_sampling_factor", self.sub_sampling_factor, at_least=1)
+        check_number("cg_residual_tol", self.cg_residual_tol, at_least=0.0, below=1.0)
+        check_integer("fisher_sub_sampling_factor", self.fisher_sub_sampling_factor, at_least=1)
+        n_samples = self.n_steps * self.n_envs
+        if n_samples // self.sub_sampling_factor < 2:
+            raise ValueError(
+                f"sub_sampling_factor must leave at least 2 of {n_samples} samples, got {self.sub_sampling_factor}"
+            )
+        if self.batch_size > 1 and n_samples % self.batch_size == 1:
+            warnings.warn(
+                f"batch_size={self.batch_size} leaves a last mini-batch of one of n_steps * n_envs = {n_samples} "
+                "samples: the critic learns more evenly from a factor of it.",
+                stacklevel=3,
+            )
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if type(self.policy.optimizer) is th.optim.Adam and "fused" not in self.policy.optimizer_kwargs:
+            # The same Adam in one pass over the parameters.
+            for group in self.policy.optimizer.param_groups:
+                group["fused"] = True
+
+    def _gather(self, rollout: Rollout) -> tuple[Batch, ParameterVector]:
+        """The buffer's samples, which running statistics have seen, and the parameters that act on them."""
+        self._update_learning_rate(self.policy.optimizer)
+        batch = make_batch(self.rollout_buffer, rollout.faulty)
+        if batch.n_samples < LEAST_SAMPLES:
+            return batch, NOBODY
+        follow_the_data(uncompiled(self.policy), batch, self.batch_size)
+        return batch, find_actor(self.policy, batch)
+
+    def _surrogate(self, batch: Batch, actor: ParameterVector) -> Surrogate:
+        thinned = batch.thinned(self.sub_sampling_factor)
+        return Surrogate(self.policy, actor, thinned, self.cg_damping, self.fisher_sub_sampling_factor)
+
+    def _solve(self, surrogate: Surrogate, gradient: th.Tensor, residual_tol: float | None = None) -> CGSolution:
+        """(F + λI)⁻¹·gradient."""
+        tolerance = self.cg_residual_tol if residual_tol is None else residual_tol
+        return conjugate_gradient(surrogate.fisher_product, gradient, self.cg_max_steps, tolerance)
+
+    def _take(self, step: Step, actor: ParameterVector) -> None:
+        """Write θ_{k+1}, or count why there is none."""
+        if step.status is StepStatus.ACCEPTED:
+            actor.write(uncompiled(self.policy), step.parameters)
+            accept(self)
+        else:
+            refuse(self, step.reason, lasting=False)
+
+    def _fit_critic(self, batch: Batch, actor: ParameterVector) -> float:
+        """Mean loss of the critic's fit."""
+        self._n_updates += 1
+        return fit_critic(uncompiled(self.policy), actor, batch, self.n_critic_updates, self.batch_size)
+
+    def _update_without_step(self, batch: Batch, actor: ParameterVector, verdict: Verdict | None = None) -> None:
+        """Count a rollout without a usable sample; where the user has frozen all that acts, the critic learns alone."""
+        if batch.n_samples >= LEAST_SAMPLES:
+            value_loss = self._fit_critic(batch, actor)
+            return log_update(self, StepStatus.INVALID, verdict, value_loss=value_loss, **of_policy(self))
+        self._n_updates += 1
+        log_update(self, StepStatus.INVALID, verdict)
+        refuse(self, self.recorder.last_fault or "no advantage is finite", lasting=True)

@@ -1,0 +1,242 @@
+"""The seams of Stable-Baselines3 that all our algorithms share: set-up, collect, learn, save, load."""
+
+import inspect
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch as th
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.vec_env import VecEnv
+from typing_extensions import Self
+
+from sb3_trustregion.common.files import StockModel, check_file, read_parameters
+from sb3_trustregion.common.guard import screened
+from sb3_trustregion.common.judge import Judge
+from sb3_trustregion.common.learning_data import Rollout
+from sb3_trustregion.common.recorder import Recorder, RecordingCallback
+from sb3_trustregion.common.validation import check_bool, check_integer, check_number, check_schedule
+from sb3_trustregion.core.batch import Batch, take
+from sb3_trustregion.core.distributions import check_supported
+from sb3_trustregion.core.functional import uncompiled
+from sb3_trustregion.core.parameters import ParameterVector, actor_parameters
+
+
+class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
+    """An on-policy algorithm that learns from SB3's buffer and keeps beside it what judging a step needs."""
+
+    recorder: Recorder
+    # Only of algorithms that judge their steps.
+    judge: Judge
+    # Arguments that together tell this algorithm's files from others'.
+    _own_arguments: ClassVar[tuple[str, ...]]
+    # Steps never taken, and transitions left out because they were not finite: plain numbers, saved with the model.
+    n_invalid: int = 0
+    n_invalid_in_a_row: int = 0
+    n_faulty_steps: int = 0
+
+    def _validate(self) -> None:
+        """
+        :raises ValueError: naming the argument that is out of range, the constraint and the value
+        """
+        check_schedule("learning_rate", self.learning_rate, at_least=0.0)
+        check_integer("n_steps", self.n_steps, at_least=1)
+        check_integer("batch_size", self.batch_size, at_least=1)  # type: ignore[attr-defined]
+        check_number("gamma", self.gamma, at_least=0.0, at_most=1.0)
+        check_number("gae_lambda", self.gae_lambda, at_least=0.0, at_most=1.0)
+        check_bool("use_sde", self.use_sde)
+        check_integer("sde_sample_freq", self.sde_sample_freq, at_least=-1)
+        check_integer("stats_window_size", self._stats_window_size, at_least=1)
+        if self.seed is not None:
+            check_integer("seed", self.seed, at_least=0)
+        if self.n_steps * self.n_envs < 2:
+            raise ValueError(f"n_steps * n_envs must be >= 2, got {self.n_steps} * {self.n_envs}")
+
+    def _setup_model(self) -> None:
+        self._validate()
+        # Distributions of policies with memory are not of an observation alone.
+        is_recurrent = issubclass(self.policy_class, RecurrentActorCriticPolicy)
+        if not issubclass(self.policy_class, ActorCriticPolicy) or is_recurrent:
+            raise ValueError(f"policy must be an ActorCriticPolicy without memory, got {self.policy_class.__name__}")
+        self.recorder = Recorder()
+        super()._setup_model()
+        check_supported(self.policy.action_dist)
+
+    def _heed_arguments(self) -> None:
+        """Hand on to the judge, if there is one, what the user has set since."""
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> Self:
+        """
+        Load the model from a file, as in SB3, with an error that says what to do where the file is not fit for it.
+
+        :param path: the file that ``save`` wrote, or a file-like
+        :param env: the environment to go on in; None where only predictions are wanted
+        :param device: device on which the code should run
+        :param custom_objects: objects that replace those in the file
+        :param print_system_info: whether to print information on the system that saved it and on this one
+        :param force_reset: whether the environment is reset before training
+        :param kwargs: arguments of the constructor, which win over the file's
+        :return: the model
+        :raises ValueError: where the file is truncated, empty, damaged or another algorithm's
+        """
+        check_file(path, cls.__name__, cls._own_arguments)
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
+    def set_parameters(
+        self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Load parameters as in SB3.
+
+        :param load_path_or_dict: a file, or a dictionary of state_dicts
+        :param exact_match: whether all of a module's parameters must be given
+        :param device: device on which the code should run
+        :raises ValueError: where the file is damaged, or the parameters are others'
+        """
+        is_file = not isinstance(load_path_or_dict, dict)
+        parameters = read_parameters(load_path_or_dict, get_device(device)) if is_file else load_path_or_dict
+        super().set_parameters(parameters, exact_match, device)
+        self._heed_arguments()
+
+    @classmethod
+    def from_stock(
+        cls,
+        path: str | Path | BufferedIOBase,
+        env: GymEnv | str,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        **kwargs: Any,
+    ) -> Self:
+        """
+        Go on from an agent that stock PPO, A2C or TRPO has trained: its policy, its critic, its settings.
+
+        Settings that keep their meaning are taken over. The optimiser's state is taken over from PPO to ``AdaptivePPO``
+        alone: elsewhere it belonged to another loss. For ``VecNormalize``, hand over an ``env`` with the saved
+        statistics.
+
+        :param path: the file that ``save`` wrote, or a file-like
+        :param env: the environment to go on in
+        :param device: device on which the code should run
+        :param custom_objects: objects that replace those in the file, as in ``load``
+        :param print_system_info: as in ``load``
+        :param kwargs: arguments of the constructor, which win over the file's
+        :return: a new model
+        :raises ValueError: where the file holds no actor-critic policy, or its spaces are not those of ``env``
+        """
+        stock = StockModel(path, get_device(device), custom_objects, print_system_info)
+        accepted = set(inspect.signature(cls).parameters)
+        arguments = {"policy": stock.data["policy_class"], **stock.arguments(accepted), **kwargs}
+        model = cls(env=env, device=device, **arguments)
+        assert model.env is not None
+        stock.check_spaces(model.env)
+        model.policy.load_state_dict(stock.parameters["policy"])
+        if stock.is_ppo and "clip_range" in accepted:
+            model.policy.optimizer.load_state_dict(stock.parameters["policy.optimizer"])
+        return model
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "recorder"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, tensors = super()._get_torch_save_params()
+        return [*state_dicts, *(["judge"] if hasattr(self, "judge") else [])], tensors
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        Set the environment as in SB3; a step pending in another environment is dropped, not misjudged.
+
+        :param env: the environment
+        :param force_reset: whether it is reset before training
+        """
+        super().set_env(env, force_reset)
+        if hasattr(self, "judge"):
+            self.judge.forget()
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        assert self.env is not None, "learn() needs an environment: call set_env()"
+        with screened(self.env):  # the environments are reset here, perhaps
+            return super()._setup_learn(*args, **kwargs)
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Collect as in SB3; nothing that is not finite goes into policy or buffer.
+
+        :param env: the training environment
+        :param callback: called at every step
+        :param rollout_buffer: buffer to fill
+        :param n_rollout_steps: number of steps per environment
+        :return: False if a callback ended training
+        """
+        with screened(env) as screen:
+            recording = RecordingCallback(self.recorder, callback, screen)
+            return super().collect_rollouts(env, recording, rollout_buffer, n_rollout_steps)
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """
+        Train, as in SB3.
+
+        :param total_timesteps: the total number of samples (env steps) to train on, a lower bound
+        :param callback: callback(s) called at every step with state of the algorithm
+        :param log_interval: the number of updates between two logs
+        :param tb_log_name: the name of the run for TensorBoard; None for that of the class
+        :param reset_num_timesteps: whether to start anew, resetting the environments, or to go on
+        :param progress_bar: whether to display a progress bar
+        :return: the trained model
+        """
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name or type(self).__name__,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+    def _begin_update(self) -> Rollout:
+        """
+        :return: what the buffer holds, in the order of time
+        """
+        self._heed_arguments()
+        rollout = self.recorder.rollout(self)
+        self.n_faulty_steps += int(np.sum(rollout.faulty))
+        return rollout
+
+
+def find_actor(policy: ActorCriticPolicy, batch: Batch) -> ParameterVector:
+    """
+    Which parameters act, asked anew at every update: the user may have frozen or replaced some.
+
+    :param policy: the policy
+    :param batch: what it learns from
+    :return: their layout; empty where all of them are frozen
+    """
+    some = th.linspace(0, batch.n_samples - 1, min(batch.n_samples, 16)).long().to(batch.advantages.device)
+    return actor_parameters(uncompiled(policy), take(batch.observations, some))

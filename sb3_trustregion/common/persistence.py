@@ -1,0 +1,67 @@
+"""
+Small records as tensors by dotted name, as SB3 saves a state_dict: its callers expect nothing else in there, and a file
+of tensors alone is loaded without trust in who wrote it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch as th
+
+Tensors = dict[str, th.Tensor]
+
+
+def to_tensors(value: Any, name: str) -> Tensors:
+    """
+    :param value: a tensor, a number, a text, or a mapping or ``NamedTuple`` of those; None is left out
+    :param name: of the whole
+    :return: its parts by dotted name
+    """
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        parts = [to_tensors(part, f"{name}.{key}") for key, part in value.items()]
+        return {key: tensor for part in parts for key, tensor in part.items()}
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        value = [float(code) for code in value.encode()]
+    return {name: value if isinstance(value, th.Tensor) else th.tensor(value, dtype=th.float64)}
+
+
+def part(state: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """
+    :param state: tensors by dotted name
+    :param name: of a part
+    :return: that part, by the rest of their names
+    """
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def numbers(state: Mapping[str, Any], name: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param state: tensors by dotted name
+    :param name: of a part
+    :param kinds: type of each number in it, by name
+    :return: the numbers; one that does not fit its type stays as it is
+    :raises RuntimeError: where one is missing, as ``torch.nn.Module.load_state_dict`` does
+    """
+    found = part(state, name)
+    missing = [key for key in kinds if key not in found]
+    if missing:
+        raise RuntimeError(f"Missing key(s) in state_dict: {', '.join(f'{name}.{key}' for key in missing)}")
+    values = {key: float(found[key]) for key in kinds}
+    return {key: kinds[key](value) if _fits(kinds[key], value) else value for key, value in values.items()}
+
+
+def text(tensor: th.Tensor) -> str:
+    """
+    :param tensor: what ``to_tensors`` made of a text
+    :return: the text
+    """
+    return bytes(int(code) for code in tensor.tolist()).decode(errors="replace")
+
+
+def _fits(kind: Any, value: float) -> bool:
+    return bool(kind is float or (value == value // 1 and kind(value) == value))

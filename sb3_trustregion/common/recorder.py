@@ -1,0 +1,240 @@
+"""
+Keeps what SB3's rollout buffer does not: terminal observations, the reward's scale at each step, what was faulty.
+
+Fed by a callback, because ``on_step`` runs before SB3 adds γ·V(terminal observation) to truncated rewards.
+"""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
+
+from sb3_trustregion.common.guard import Screen, is_understood, replace, usable
+from sb3_trustregion.common.learning_data import LARGEST, BoolArray, ObsArray, Rollout, in_time
+from sb3_trustregion.core.distributions import Observations
+from sb3_trustregion.core.improvement import FloatArray
+
+
+class Recorder:
+    """The record of one rollout; ``rollout`` joins it with the buffer once that is full."""
+
+    def __init__(self) -> None:
+        # Of the observations that the next step starts from, over the ends of rollouts.
+        self.faulty_observation: BoolArray = np.zeros(0, dtype=bool)
+        self.last_fault = ""
+        self._clear()
+
+    def _clear(self) -> None:
+        self._scales: list[float] = []
+        self._faulty: list[BoolArray] = []
+        self._terminal_observations: list[ObsArray] = []
+        self._truncated: list[int] = []
+        self._episodes: list[tuple[float, float]] = []
+        self._rewards: Any = None
+
+    def begin(self, model: OnPolicyAlgorithm) -> None:
+        """
+        :param model: about to take the first step of a rollout
+        """
+        self._clear()
+        assert model._last_obs is not None
+        if len(self.faulty_observation) != model.n_envs or bool(np.all(model._last_episode_starts)):
+            self.faulty_observation = np.zeros(model.n_envs, dtype=bool)
+        self.faulty_observation = self.faulty_observation | self._clean(model, model._last_obs, None, "observation")
+
+    def step(self, model: OnPolicyAlgorithm, seen: dict[str, Any], screen: Screen | None) -> None:
+        """
+        Note one step, and put stand-ins in place of what is faulty.
+
+        :param model: that has taken it
+        :param seen: the local variables of SB3's ``collect_rollouts``
+        :param screen: beneath ``VecNormalize``, if there is one
+        """
+        rewards, dones = seen["rewards"], np.asarray(seen["dones"], dtype=bool)
+        bad_observations = self._clean(model, seen["new_obs"], model._last_obs, "observation")
+        bad_rewards = ~usable(rewards)
+        replace(rewards, bad_rewards, self._rewards)
+        if screen is not None:
+            bad_observations, bad_rewards = bad_observations | screen.observation, bad_rewards | screen.reward
+        self._note("reward", bad_rewards)
+        self._note("observation", bad_observations)
+        self._rewards = np.array(rewards)
+        faulty = self.faulty_observation | bad_rewards | (bad_observations & ~dones)
+        for env_index in dones.nonzero()[0]:
+            faulty[env_index] |= screen is not None and screen.terminal[env_index]
+            faulty[env_index] |= self._end(model, int(env_index), len(dones), seen["infos"][env_index])
+        self._faulty.append(faulty)
+        self.faulty_observation = bad_observations
+        self._scales.append(reward_scale(unwrap_vec_normalize(seen["env"])))
+
+    def _clean(self, model: OnPolicyAlgorithm, observations: Any, stand_ins: Any, quantity: str) -> BoolArray:
+        faulty = ~usable(observations)
+        for env_index in faulty.nonzero()[0]:
+            if is_understood(model.policy, _row(observations, int(env_index))):
+                faulty[env_index] = False
+        self._note(quantity, faulty)
+        replace(observations, faulty, stand_ins)
+        return faulty
+
+    def _end(self, model: OnPolicyAlgorithm, env_index: int, n_envs: int, info: dict[str, Any]) -> bool:
+        """Note the end of an episode; tell whether its last observation was faulty."""
+        episode = info.get("episode")
+        # The return of an episode with a faulty reward says nothing.
+        if episode is not None and abs(episode["r"]) < LARGEST:
+            self._episodes.append((float(episode["r"]), float(episode["l"])))
+        if info.get("terminal_observation") is None:
+            return False
+        terminal = _batched(info["terminal_observation"])
+        faulty = bool(self._clean(model, terminal, _row(model._last_obs, env_index), "terminal observation").any())
+        if faulty:
+            info["terminal_observation"] = {k: v[0] for k, v in terminal.items()} if _is_dict(terminal) else terminal[0]
+        if info.get("TimeLimit.truncated", False):
+            self._terminal_observations.append(terminal)
+            self._truncated.append(len(self._faulty) * n_envs + env_index)
+        return faulty
+
+    def _note(self, quantity: str, faulty: BoolArray) -> None:
+        if not faulty.any():
+            return
+        first = not self.last_fault
+        environments = faulty.nonzero()[0].tolist()
+        self.last_fault = f"the {quantity} was not finite, or above {LARGEST:g}, in environment(s) {environments}"
+        if first:
+            warnings.warn(f"{self.last_fault}: such steps are left out of training", stacklevel=2)
+
+    @th.no_grad()
+    def rollout(self, model: OnPolicyAlgorithm) -> Rollout:
+        """
+        :param model: whose buffer is full
+        :return: what is in the buffer, in the order of time, with what was recorded beside it
+        """
+        buffer = model.rollout_buffer
+        shape = buffer.buffer_size, buffer.n_envs
+        is_recorded = len(self._faulty) == buffer.buffer_size
+        if not is_recorded:
+            self._clear()
+        ends, truncated = _stacked(self._terminal_observations), np.array(self._truncated, dtype=np.int64)
+        # In evaluation mode, as the policy acts: what SB3 added to truncated rewards is taken off again.
+        model.policy.set_training_mode(False)
+        end_values = np.zeros(0) if ends is None else values_of(model.policy, model.policy.obs_to_tensor(ends)[0])
+        rewards = np.array(buffer.rewards, dtype=np.float64).reshape(shape)
+        rewards.reshape(-1)[truncated] -= model.gamma * end_values
+        assert model._last_episode_starts is not None
+        dones = np.concatenate([buffer.episode_starts[1:], model._last_episode_starts[None]]).astype(bool)
+        episodes = np.array(self._episodes, dtype=np.float64).reshape(-1, 2)
+        rollout = Rollout(
+            observations=in_time(buffer, "observations"),
+            last_observations=model._last_obs,  # type: ignore[arg-type]
+            terminal_observations=ends,
+            truncated=truncated,
+            actions=in_time(buffer, "actions"),
+            log_probs=in_time(buffer, "log_probs"),
+            rewards=rewards,
+            values=in_time(buffer, "values"),
+            last_values=values_of(model.policy, obs_as_tensor(model._last_obs, model.device)),  # type: ignore[arg-type]
+            terminal_values=end_values,
+            dones=dones,
+            scales=np.array(self._scales) if is_recorded else np.ones(shape[0]),
+            faulty=np.stack(self._faulty) if is_recorded else np.zeros(shape, dtype=bool),
+            episode_returns=episodes[:, 0],
+            episode_lengths=episodes[:, 1],
+            gamma=float(model.gamma),
+            is_recorded=is_recorded,
+            starts_fresh=bool(np.all(buffer.episode_starts[0])),
+        )
+        self._clear()
+        return rollout
+
+
+class RecordingCallback(BaseCallback):
+    """
+    Lets the recorder see each step before the user's callback does.
+
+    :param recorder: what is fed
+    :param callback: the user's
+    :param screen: beneath ``VecNormalize``, if there is one
+    """
+
+    def __init__(self, recorder: Recorder, callback: BaseCallback, screen: Screen | None) -> None:
+        super().__init__()
+        self.recorder, self.callback, self.screen = recorder, callback, screen
+        self.model = callback.model
+
+    def on_rollout_start(self) -> None:
+        """A rollout begins."""
+        self.recorder.begin(self.model)  # type: ignore[arg-type]
+        self.callback.on_rollout_start()
+
+    def update_locals(self, locals_: dict[str, Any]) -> None:
+        """
+        :param locals_: local variables of ``collect_rollouts``
+        """
+        self.locals = locals_
+        self.callback.update_locals(locals_)
+
+    def on_step(self) -> bool:
+        """
+        :return: whether training goes on
+        """
+        self.recorder.step(self.model, self.locals, self.screen)  # type: ignore[arg-type]
+        return self.callback.on_step()
+
+    def on_rollout_end(self) -> None:
+        """A rollout ends."""
+        self.callback.on_rollout_end()
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def reward_scale(normalizer: VecNormalize | None) -> float:
+    """
+    :param normalizer: the one in use, if any
+    :return: what it has just divided rewards by
+    """
+    if normalizer is None or not normalizer.norm_reward:
+        return 1.0
+    return float(np.sqrt(normalizer.ret_rms.var + normalizer.epsilon))
+
+
+def values_of(policy: BasePolicy, observations: Observations) -> FloatArray:
+    """
+    :param policy: the policy
+    :param observations: n observations
+    :return: shape (n,), by its present critic
+    """
+    values: FloatArray = policy.predict_values(observations).flatten().cpu().numpy()  # type: ignore[operator]
+    return values
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _row(observations: Any, env_index: int) -> Any:
+    """One environment's observations, as a batch of one."""
+    if isinstance(observations, dict):
+        return {key: value[env_index : env_index + 1] for key, value in observations.items()}
+    return observations[env_index : env_index + 1]
+
+
+def _batched(observation: Any) -> Any:
+    """A copy of one observation as a batch of one."""
+    if isinstance(observation, dict):
+        return {key: np.array(value)[None] for key, value in observation.items()}
+    return np.array(observation)[None]
+
+
+def _stacked(parts: list[Any]) -> Any:
+    """Batches of one to a batch; None where there are none."""
+    if not parts:
+        return None
+    if isinstance(parts[0], dict):
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    return np.concatenate(parts)

@@ -1,0 +1,102 @@
+"""What an update is logged as: the one place."""
+
+import math
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import explained_variance
+
+from sb3_trustregion.common.judge import Verdict
+from sb3_trustregion.core.conjugate_gradient import CGSolution
+from sb3_trustregion.core.line_search import Step, StepStatus
+from sb3_trustregion.core.surrogate import Evaluation, Surrogate
+
+
+def log_update(model: OnPolicyAlgorithm, status: StepStatus, verdict: Verdict | None = None, **values: float) -> None:
+    """
+    Log one ``train()`` under ``train/``.
+
+    :param model: the algorithm
+    :param status: what became of the step
+    :param verdict: on the step before
+    :param values: further ones by name; those that are NaN are left out
+    """
+    logged: dict[str, float] = {
+        "step_status": status.value,
+        "n_invalid": model.n_invalid,  # type: ignore[attr-defined]
+        "n_faulty_steps": model.n_faulty_steps,  # type: ignore[attr-defined]
+        **(of_verdict(verdict) if verdict is not None else {}),
+        **values,
+    }
+    for name, value in logged.items():
+        if not math.isnan(value):
+            model.logger.record(f"train/{name}", value)
+    model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
+
+
+def of_verdict(verdict: Verdict) -> dict[str, float]:
+    """
+    :param verdict: on the step before
+    :return: radius, counters, and what was measured
+    """
+    state, measured = verdict.state, verdict.measured
+    values: dict[str, float] = {
+        "radius": state.radius,
+        "n_rollbacks": state.n_rollbacks,
+        "n_feedback_decisions": state.n_feedback,
+    }
+    if measured is None:
+        return values
+    return values | {
+        "actual_improvement": measured.actual,
+        "improvement_stderr": measured.stderr,
+        "predicted_improvement": measured.predicted,
+        "rho": measured.ratio,
+        "pooled_rho": state.pooled_ratio,
+        "pooled_rho_stderr": state.pooled_ratio_stderr,
+        "pooled_reliability": state.pooled_reliability,
+    }
+
+
+def of_evaluation(surrogate: Surrogate, evaluation: Evaluation, linear_gain: float) -> dict[str, float]:
+    """
+    :param surrogate: the model
+    :param evaluation: of it where the step ends
+    :param linear_gain: gᵀs
+    :return: gain in reward units, KL in nats per action dimension
+    """
+    return {
+        "policy_objective": evaluation.gain,
+        "kl_divergence": evaluation.kl / surrogate.n_dimensions,
+        "same_batch_ratio": evaluation.gain / linear_gain if linear_gain > 0.0 else math.nan,
+        "n_samples": surrogate.batch.n_samples,
+    }
+
+
+def of_step(surrogate: Surrogate, step: Step, solution: CGSolution) -> dict[str, float]:
+    """
+    :param surrogate: the model
+    :param step: that was taken, or not
+    :param solution: its direction
+    :return: as ``of_evaluation``, and what direction and search took
+    """
+    return of_evaluation(surrogate, step.evaluation, step.linear_gain) | {
+        "line_search_steps": step.n_backtracks,
+        "cg_steps": solution.n_steps,
+        "cg_residual": float(solution.residual),
+    }
+
+
+def of_policy(model: OnPolicyAlgorithm) -> dict[str, float]:
+    """
+    :param model: after its update
+    :return: how well values explain returns, and the mean standard deviation of a Gaussian policy
+    """
+    returns = np.asarray(model.rollout_buffer.returns).ravel()
+    values = np.asarray(model.rollout_buffer.values).ravel()
+    fine = np.isfinite(returns)
+    result = {"explained_variance": float(explained_variance(values[fine], returns[fine])) if fine.any() else math.nan}
+    if hasattr(model.policy, "log_std"):
+        result["std"] = float(th.exp(model.policy.log_std).mean())
+    return result

@@ -1,0 +1,80 @@
+"""What one update learns from."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch as th
+
+from sb3_trustregion.core.distributions import Observations
+
+
+class Batch(NamedTuple):
+    """
+    Samples of one policy; n of them.
+
+    :param observations: as the policy takes them, (n, ...) or a dict of those
+    :param actions: as ``Distribution.log_prob`` takes them, (n, A) or (n,) of integers
+    :param advantages: shape (n,), Â, in reward units
+    :param returns: shape (n,), targets of the critic
+    :param signs: shape (n,), ±1 by blocks, see ``improvement.alternating_signs``
+    :param blocks: shape (n,), block of each sample, see ``improvement.block_ids``
+    """
+
+    observations: Observations
+    actions: th.Tensor
+    advantages: th.Tensor
+    returns: th.Tensor
+    signs: th.Tensor
+    blocks: npt.NDArray[np.int64]
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples."""
+        return len(self.advantages)
+
+    def select(self, index: th.Tensor) -> "Batch":
+        """
+        :param index: shape (m,), which samples, on any device
+        :return: these samples only
+        """
+        index = index.to(self.advantages.device)
+        return Batch(
+            observations=take(self.observations, index),
+            actions=self.actions[index],
+            advantages=self.advantages[index],
+            returns=self.returns[index],
+            signs=self.signs[index],
+            blocks=self.blocks[index.cpu().numpy()],
+        )
+
+    def centred(self, scale: bool) -> "Batch":
+        """
+        :param scale: whether advantages are brought to unit variance too
+        :return: the same with advantages of mean zero
+        """
+        shifted = self.advantages - self.advantages.mean()
+        if scale:
+            shifted = shifted / (shifted.square().mean().sqrt() + 1e-8)
+        return self._replace(advantages=shifted)
+
+    def thinned(self, factor: int) -> "Batch":
+        """
+        :param factor: one in so many samples is kept, at random
+        :return: these samples, in the order of time
+        """
+        if factor == 1:
+            return self
+        kept = th.randperm(self.n_samples)[: max(self.n_samples // factor, 2)]
+        return self.select(kept.sort().values)
+
+
+def take(observations: Observations, index: th.Tensor) -> Observations:
+    """
+    :param observations: (n, ...) or a dict of those
+    :param index: shape (m,)
+    :return: (m, ...) or a dict of those
+    """
+    if isinstance(observations, dict):
+        return {key: value[index] for key, value in observations.items()}
+    return observations[index]
