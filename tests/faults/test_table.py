@@ -1,4 +1,4 @@
-"""``docs/faults.md``: each row of its tables names tests, those exist, and its example runs."""
+"""``docs/faults.md``: each row of its tables names tests and measurements of stock, those exist, its example runs."""
 
 import ast
 import os
@@ -29,14 +29,15 @@ def rows() -> list[list[str]]:
 
 
 def named(text: str) -> list[str]:
-    return re.findall(r"`(test_\w+(?:\.py)?::test_\w+)`", text)
+    return re.findall(r"`((?:test_\w+|stock_faults)\.py::\w+)`", text)
 
 
 def existing() -> set[str]:
-    """``file::test``, of the fault tests and of those beside them."""
+    """``file::function``, of the fault tests, of those beside them, and of the measurements of stock."""
+    tests = [*(ROOT / "tests" / "faults").glob("test_*.py"), *(ROOT / "tests").glob("test_*.py")]
     return {
         f"{path.name}::{node.name}"
-        for path in [*(ROOT / "tests" / "faults").glob("test_*.py"), *(ROOT / "tests").glob("test_*.py")]
+        for path in [*tests, ROOT / "docs" / "stock_faults.py"]
         for node in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(node, ast.FunctionDef)
     }
@@ -51,19 +52,24 @@ def test_every_row_is_shown_by_a_test() -> None:
     for row in rows():
         assert len(row) == len(COLUMNS)
         assert all(row)
-        assert named(row[-1]), row[0]
+        assert [name for name in named(row[-1]) if name.startswith("test_")], row[0]
 
 
 def test_every_fault_test_is_in_the_document() -> None:
     """What is not named there is not known to the reader."""
-    of_faults = {
-        f"{path.name}::{node.name}"
-        for path in (ROOT / "tests" / "faults").glob("test_*.py")
-        if path != Path(__file__)
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-    }
+    files = {path.name for path in (ROOT / "tests" / "faults").glob("test_*.py") if path != Path(__file__)}
+    of_faults = {name for name in existing() if name.partition("::")[0] in files and "::test_" in name}
     assert of_faults <= set(named(DOCUMENT.read_text(encoding="utf-8")))
+
+
+def test_every_measurement_of_stock_is_in_the_document() -> None:
+    measured = {
+        f"stock_faults.py::{node.name}"
+        for node in ast.parse((ROOT / "docs" / "stock_faults.py").read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and any("fault(" in ast.unparse(one) for one in node.decorator_list)
+    }
+    assert len(measured) > 20
+    assert measured <= set(named(DOCUMENT.read_text(encoding="utf-8")))
 
 
 @pytest.mark.slow
