@@ -13,12 +13,14 @@ Tensors = dict[str, th.Tensor]
 
 def to_tensors(value: Any, name: str) -> Tensors:
     """
-    :param value: a tensor, a number, a text, or a mapping or ``NamedTuple`` of those; None is left out
+    :param value: a tensor, a number, a text, or a mapping, ``NamedTuple`` or state of those; None is left out
     :param name: of the whole
     :return: its parts by dotted name
     """
     if hasattr(value, "_asdict"):
         value = value._asdict()
+    elif hasattr(value, "as_dict"):
+        value = value.as_dict()
     if isinstance(value, Mapping):
         parts = [to_tensors(part, f"{name}.{key}") for key, part in value.items()]
         return {key: tensor for part in parts for key, tensor in part.items()}
