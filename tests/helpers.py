@@ -1,19 +1,27 @@
 """Small models, what happened in each of their updates, and their parameters bit for bit."""
 
+import copy
 import inspect
 import random
 import signal
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
-from sb3_trustregion.core.search import StepStatus
+from sb3_trustregion.common.judge import Judge, Snapshot
+from sb3_trustregion.common.learning_data import Rollout
+from sb3_trustregion.core.functional import uncompiled
+from sb3_trustregion.core.improvement import Promise
+from sb3_trustregion.core.line_search import StepStatus
+from sb3_trustregion.core.parameters import actor_parameters
 from tests.environments import toy_vec_env
 
 ALGORITHMS = (NPG, AdaptiveTRPO, AdaptivePPO)
@@ -35,13 +43,26 @@ def make_model(algorithm: type[Any], env: VecEnv | None = None, policy: Any = "M
 
 
 def state_of(module: Any) -> State:
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    return {name: tensor.detach().clone() for name, tensor in uncompiled(module).state_dict().items()}
+
+
+def actor_names(model: Any) -> tuple[str, ...]:
+    """Names of the trainable parameters that act."""
+    policy, space = uncompiled(model.policy), copy.deepcopy(model.observation_space)
+    space.seed(0)
+    return actor_parameters(policy, policy.obs_to_tensor(space.sample())[0]).names
 
 
 def actor_of(model: Any, state: State | None = None) -> State:
     """What acts, of the present policy or of another state of it."""
     state = state_of(model.policy) if state is None else state
-    return {name: state[name] for name in model.actor.names}
+    return {name: state[name] for name in actor_names(model)}
+
+
+def n_dimensions(model: Any) -> int:
+    """Over how many action dimensions a joint KL is averaged."""
+    space = model.action_space
+    return int(np.prod(space.shape)) if isinstance(space, (spaces.Box, spaces.MultiBinary)) else 1
 
 
 def assert_same(one: Any, other: Any) -> None:
@@ -68,19 +89,20 @@ def all_finite(state: State) -> bool:
     return all(bool(th.isfinite(tensor).all()) for tensor in state.values())
 
 
-def randomise(policy: Any, scale: float = 3.0) -> None:
-    """Destroy a policy: all of its parameters give way to noise."""
+def randomise(policy: Any, names: Iterable[str] | None = None, scale: float = 3.0) -> None:
+    """Destroy a policy: parameters, all or some by name, give way to noise."""
+    parameters = dict(policy.named_parameters())
     with th.no_grad():
-        for parameter in policy.parameters():
-            parameter.normal_(std=scale)
+        for name in parameters if names is None else names:
+            parameters[name].normal_(std=scale)
 
 
-def point_at(model: Any, action: float) -> None:
+def point_at(policy: Any, action: float) -> None:
     """Let a Gaussian policy act like this in whatever state, with little noise: 0.5 is best, -5 worst."""
     with th.no_grad():
-        model.policy.action_net.weight.zero_()
-        model.policy.action_net.bias.fill_(action)
-        model.policy.log_std.fill_(-1.0)
+        policy.action_net.weight.zero_()
+        policy.action_net.bias.fill_(action)
+        policy.log_std.fill_(-1.0)
 
 
 def satisfy_critic(model: Any, value: float) -> None:
@@ -90,6 +112,31 @@ def satisfy_critic(model: Any, value: float) -> None:
         model.policy.value_net.bias.fill_(value)
 
 
+class Ruinous(Judge):
+    """
+    A judge of updates some of which ruin the policy: where it expects one, that is made part of the update.
+
+    :param ruined: which updates, counted from zero
+    """
+
+    def __init__(self, *args: Any, ruined: tuple[int, ...] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ruined = ruined
+        self.n_expected = 0
+        self.good: list[Snapshot] = []
+
+    def expect(self, promise: Promise, rollout: Rollout, before: Snapshot, policy: Any) -> None:
+        """Arguments as in ``Judge``."""
+        if self.n_expected in self.ruined:
+            self.good.append(before)
+            randomise(policy, before.undone)
+            point_at(policy, -5.0)
+            for state in policy.optimizer.state.values() if before.joint else ():
+                state["exp_avg"].normal_()
+        self.n_expected += 1
+        super().expect(promise, rollout, before, policy)
+
+
 class Update(NamedTuple):
     """
     One ``train()``.
@@ -97,7 +144,7 @@ class Update(NamedTuple):
     :param logged: what it logged
     :param before: state_dict of the policy
     :param after: the same after it
-    :param kl: mean joint KL(before‖after) by ``torch.distributions`` on the newest rollout, nats
+    :param kl: mean KL(before‖after) by ``torch.distributions`` on the newest rollout, nats per action dimension
     """
 
     logged: dict[str, Any]
@@ -139,7 +186,8 @@ class Updates(BaseCallback):
         if self._is_due:
             logged = dict(self.model.logger.name_to_value)
             after = state_of(self.model.policy)
-            self.made.append(Update(logged, self._before, after, mean_kl(self._old, self._distributions())))
+            kl = mean_kl(self._old, self._distributions()) / n_dimensions(self.model)
+            self.made.append(Update(logged, self._before, after, kl))
         self._is_due = False
 
     def _distributions(self) -> list[th.distributions.Distribution]:
@@ -189,9 +237,8 @@ def assert_healthy(model: Any, updates: list[Update]) -> None:
         actors = actor_of(model, update.before), actor_of(model, update.after)
         assert differs(*actors) == (update.status is not StepStatus.INVALID)
         if isinstance(model, AdaptiveTRPO) and update.status is StepStatus.ACCEPTED:
-            bounded = "train/distance_from_data" if model.n_reused_rollouts > 1 else "train/kl_divergence"
-            assert 0.0 < update.logged[bounded] <= update.logged["train/radius"]
-            if model.n_reused_rollouts == 1 and model.sub_sampling_factor == 1:
+            assert 0.0 < update.logged["train/kl_divergence"] <= update.logged["train/radius"]
+            if model.sub_sampling_factor == 1:
                 assert 0.0 < update.kl <= update.logged["train/radius"] * (1.0 + 1e-3) + 1e-6
 
 
