@@ -98,5 +98,5 @@ def of_policy(model: OnPolicyAlgorithm) -> dict[str, float]:
     fine = np.isfinite(returns)
     result = {"explained_variance": float(explained_variance(values[fine], returns[fine])) if fine.any() else math.nan}
     if hasattr(model.policy, "log_std"):
-        result["std"] = float(th.exp(model.policy.log_std).mean())
+        result["std"] = float(th.exp(model.policy.log_std.detach()).mean())
     return result
