@@ -1,6 +1,7 @@
 """``python -m sb3_trustregion``: what is there, and what to try first."""
 
 import inspect
+import re
 from pathlib import Path
 
 import sb3_trustregion
@@ -29,8 +30,9 @@ def main() -> None:
 
 
 def _first_sentence(algorithm: type) -> str:
+    """Of its docstring, without what stands in brackets, where titles and "et al." have full stops."""
     paragraph = " ".join((inspect.getdoc(algorithm) or "").split("\n\n")[0].split())
-    return paragraph.split(". ")[0].split(": ")[0].rstrip(".")
+    return re.split(r"[.:]", re.sub(r" ?\([^)]*\)", "", paragraph))[0]
 
 
 if __name__ == "__main__":

@@ -2,11 +2,15 @@
 
 import math
 import re
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 import yaml
 from gymnasium import spaces
 from sb3_contrib.common.maskable.distributions import MaskableCategoricalDistribution
@@ -16,10 +20,12 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.dqn.policies import DQNPolicy
 
 from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
+from sb3_trustregion.common.validation import check_bool, check_choice, check_integer, check_number, check_schedule
 from tests.environments import ACTION_SPACES, OBSERVATION_SPACES, ToyEnv, toy_vec_env
 from tests.helpers import (
     ALGORITHMS,
     MEASURING,
+    all_finite,
     assert_same,
     make_model,
     state_of,
@@ -32,42 +38,42 @@ TRPO_ONLY, PPO_ONLY, NPG_ONLY = (AdaptiveTRPO,), (AdaptivePPO,), (NPG,)
 
 # Who has the argument, its name, its constraint, and values that violate it.
 OUT_OF_RANGE: list[tuple[tuple[type[Any], ...], str, str, list[Any]]] = [
-    (ALGORITHMS, "learning_rate", ">= 0", [-1e-3, NAN, INF, "1e-3", None, True]),
-    (ALGORITHMS, "n_steps", ">= ", [0, -1, 2.5, "32", None, True]),
-    (ALGORITHMS, "batch_size", ">= ", [0, -1, 2.5, "32", None]),
-    (ALGORITHMS, "gamma", ">= 0 and <= 1", [-0.1, 1.1, NAN, "0.99", None]),
+    (ALGORITHMS, "learning_rate", ">= 0", [-1e-3, NAN, INF, "1e-3", None]),
+    (ALGORITHMS, "n_steps", ">= ", [0, -1, 2.5, 32.0, "32", None]),
+    (ALGORITHMS, "batch_size", ">= ", [0, -1, 2.5, np.float64(32.0), "32", None]),
+    (ALGORITHMS, "gamma", ">= 0 and <= 1", [-0.1, 1.1, NAN, INF, "0.99", None, [0.9], np.array([0.9, 0.9])]),
     (ALGORITHMS, "gae_lambda", ">= 0 and <= 1", [-0.1, 1.1, NAN, "0.95", None]),
-    (ALGORITHMS, "sde_sample_freq", ">= -1", [-2, 0.5, "4"]),
-    (ALGORITHMS, "use_sde", "True or False", ["no", 1, None]),
-    (ALGORITHMS, "normalize_advantage", "True or False", ["no", 1, None]),
-    (ALGORITHMS, "seed", ">= 0", [-1, 0.5, "0"]),
+    (ALGORITHMS, "sde_sample_freq", "a number", ["4", NAN]),
+    (ALGORITHMS, "use_sde", "True or False", ["no", 2, NAN, [True, False]]),
+    (ALGORITHMS, "normalize_advantage", "True or False", ["no", "", 0.5, np.str_("False")]),
+    (ALGORITHMS, "seed", ">= 0 and <= 4294967295", [-1, 0.5, "0", 2**32]),
     (NATURAL, "cg_max_steps", ">= 1", [0, 1.5, "15"]),
-    (NATURAL, "cg_damping", ">= 0", [-0.1, NAN, "0.1"]),
+    (NATURAL, "cg_damping", ">= 0", [-0.1, NAN, INF, "0.1"]),
     (NATURAL, "n_critic_updates", ">= 0", [-1, 1.5, "10"]),
     (NATURAL, "sub_sampling_factor", ">= 1", [0, 1.5, "2"]),
     (NATURAL, "sub_sampling_factor", "leave at least 2 of 64 samples", [33, 1000]),
     (NATURAL, "cg_residual_tol", ">= 0 and < 1", [-0.1, 1.0, NAN, "0.1"]),
     (NATURAL, "fisher_sub_sampling_factor", ">= 1", [0, 1.5, "2"]),
-    (NPG_ONLY, "actor_step_size", ">= 0", [-0.1, NAN, "0.3", None]),
+    (NPG_ONLY, "actor_step_size", ">= 0", [-0.1, NAN, INF, "0.3", None]),
     (TRPO_ONLY, "line_search_shrinking_factor", "> 0 and < 1", [0.0, 1.0, NAN, "0.8"]),
     (TRPO_ONLY, "line_search_max_iter", ">= 1", [0, 1.5, "10"]),
     (TRPO_ONLY, "target_kl", "> 0", [0.0, -0.01, NAN, INF, "0.01", None]),
     (TRPO_ONLY, "target_kl", "within radius_bounds", [1e-7, 100.0]),
-    (TRPO_ONLY, "n_reused_rollouts", ">= 1", [0, 1.5, "3", None]),
     (MEASURING, "radius_rule", "one of", ["noise-aware", None, 1, ["fixed"]]),
-    (MEASURING, "radius_window", ">= 1", [0, 2.5, "50", None, True]),
+    (MEASURING, "radius_window", ">= 1", [0, 2.5, "50", None]),
     (MEASURING, "radius_bounds", "0 < lower < upper", [(0.0, 2.0), (2.0, 0.5), (0.5, NAN), (0.5, INF), (-1.0, 2.0)]),
     (MEASURING, "radius_bounds", "two numbers", [(0.5,), (0.1, 0.5, 2.0), 5, None, ("low", "high"), "0.1,2"]),
     (MEASURING, "rollback_z", "> 0", [0.0, -1.0, NAN, INF, "3"]),
     (MEASURING, "improvement_estimator", "one of", ["rollouts", None, 1]),
     (PPO_ONLY, "n_epochs", ">= 1", [0, 1.5, "10"]),
     (PPO_ONLY, "batch_size", ">= 2", [1]),
-    (PPO_ONLY, "clip_range", ">= 0", [-0.1, NAN, "0.2", None]),
+    (PPO_ONLY, "clip_range", ">= 0", [-0.1, NAN, -INF, "0.2", None]),
     (PPO_ONLY, "clip_range_vf", "> 0", [0.0, -0.1, NAN, "0.2"]),
-    (PPO_ONLY, "ent_coef", "finite", [NAN, INF, "0.01", None]),
-    (PPO_ONLY, "vf_coef", ">= 0", [-0.5, NAN, "0.5"]),
-    (PPO_ONLY, "max_grad_norm", "> 0", [0.0, -0.5, NAN, "0.5"]),
-    (PPO_ONLY, "target_kl", "> 0", [0.0, -0.01, NAN, "0.01"]),
+    (PPO_ONLY, "ent_coef", "finite", [INF, -INF]),
+    (PPO_ONLY, "ent_coef", "a number", [NAN, "0.01", None]),
+    (PPO_ONLY, "vf_coef", ">= 0", [-0.5, NAN, INF, "0.5"]),
+    (PPO_ONLY, "max_grad_norm", ">= 0", [-0.5, NAN, "0.5", None]),
+    (PPO_ONLY, "target_kl", ">= 0", [-0.01, NAN, "0.01"]),
     (PPO_ONLY, "radius_bounds", "contain 1", [(2.0, 3.0), (0.1, 0.5)]),
 ]
 CASES = [
@@ -126,10 +132,10 @@ def test_what_yaml_takes_for_a_string(algorithm: type[Any], line: str) -> None:
         make_model(algorithm, **arguments)
 
 
-@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize("value", [-1, 1.5, "100"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_stats_window_size(algorithm: type[Any], value: int) -> None:
-    with pytest.raises(ValueError, match=says("stats_window_size", ">= 1", value)):
+def test_stats_window_size(algorithm: type[Any], value: Any) -> None:
+    with pytest.raises(ValueError, match=says("stats_window_size", ">= 0", value)):
         make_model(algorithm, stats_window_size=value)
 
 
@@ -147,26 +153,57 @@ def test_a_last_mini_batch_of_one_is_warned_about(algorithm: type[Any]) -> None:
         make_model(algorithm, batch_size=21)
 
 
+def kinds(value: Any) -> list[Any]:
+    """The same number, as Python, numpy and torch write it."""
+    if isinstance(value, bool):
+        return [value, int(value), float(value), np.bool_(value), np.array(value), np.int64(value), th.tensor(value)]
+    if isinstance(value, int):
+        return [value, np.int64(value), np.int16(value), np.uint8(value), np.array(value), th.tensor(value)]
+    return [value, np.float16(value), np.float32(value), np.float64(value), np.array(value), th.tensor(value)]
+
+
+# Arguments of stock PPO or TRPO, with a value; ``inf`` and others at the edge are below.
+OF_ANY_KIND: list[tuple[tuple[type[Any], ...], dict[str, Any]]] = [
+    (ALGORITHMS, {"learning_rate": 0.125, "gamma": 0.5, "gae_lambda": 0.75}),
+    (ALGORITHMS, {"n_steps": 16, "batch_size": 16, "seed": 3, "stats_window_size": 10, "verbose": 0}),
+    (ALGORITHMS, {"use_sde": True, "normalize_advantage": False}),
+    (NATURAL, {"cg_max_steps": 5, "n_critic_updates": 1, "sub_sampling_factor": 2, "fisher_sub_sampling_factor": 2}),
+    (NATURAL, {"cg_damping": 0.125, "cg_residual_tol": 0.25}),
+    (NPG_ONLY, {"actor_step_size": 0.125}),
+    (TRPO_ONLY, {"target_kl": 0.03125, "line_search_shrinking_factor": 0.5}),
+    (TRPO_ONLY, {"line_search_max_iter": 5}),
+    (MEASURING, {"rollback_z": 2.0}),
+    (MEASURING, {"radius_window": 5}),
+    (PPO_ONLY, {"clip_range": 0.25, "clip_range_vf": 0.25, "ent_coef": 0.125, "vf_coef": 0.5, "target_kl": 0.5}),
+    (PPO_ONLY, {"n_epochs": 2}),
+]
 ACCEPTED: list[tuple[tuple[type[Any], ...], dict[str, Any]]] = [
+    *[
+        (algorithms, dict(zip(arguments, column, strict=True)))
+        for algorithms, arguments in OF_ANY_KIND
+        for column in zip(*map(kinds, arguments.values()), strict=True)
+    ],
     (ALGORITHMS, {"learning_rate": 0.0}),
     (ALGORITHMS, {"learning_rate": 0}),
-    (ALGORITHMS, {"learning_rate": np.float64(1e-3), "n_steps": np.int64(32), "batch_size": np.int32(32)}),
-    (ALGORITHMS, {"gamma": 1.0, "gae_lambda": 1}),
-    (ALGORITHMS, {"gamma": 0.0, "gae_lambda": 0}),
-    (ALGORITHMS, {"seed": None}),
-    (ALGORITHMS, {"normalize_advantage": False}),
+    (ALGORITHMS, {"gamma": 1, "gae_lambda": True}),
+    (ALGORITHMS, {"gamma": 0.0, "gae_lambda": np.array([0.5])}),
+    (ALGORITHMS, {"seed": None, "stats_window_size": None}),
+    (ALGORITHMS, {"stats_window_size": 0, "normalize_advantage": None}),
+    *[(ALGORITHMS, {"use_sde": True, "sde_sample_freq": freq}) for freq in (0, -2, 4.0, np.float32(4.0), INF)],
+    (ALGORITHMS, {"use_sde": None, "sde_sample_freq": None}),
     (NATURAL, {"cg_damping": 0.0, "cg_residual_tol": 0.0, "cg_max_steps": 1}),
     (NATURAL, {"n_critic_updates": 0}),
     (NATURAL, {"batch_size": 10_000}),
     (NATURAL, {"batch_size": 1}),
-    (NPG_ONLY, {"actor_step_size": np.float64(0.1)}),
-    (TRPO_ONLY, {"target_kl": np.float64(0.01), "radius_window": np.int64(5)}),
     (TRPO_ONLY, {"target_kl": 1, "radius_bounds": [1, 2]}),
-    (TRPO_ONLY, {"line_search_max_iter": 2, "line_search_shrinking_factor": 0.5}),
     (MEASURING, {"rollback_z": None}),
     (MEASURING, {"rollback_z": 2, "radius_window": 1}),
     (PPO_ONLY, {"normalize_advantage": False, "batch_size": 1}),
     (PPO_ONLY, {"clip_range": 0, "clip_range_vf": None, "target_kl": None, "ent_coef": -0.01, "vf_coef": 0.0}),
+    (PPO_ONLY, {"max_grad_norm": INF}),
+    (PPO_ONLY, {"max_grad_norm": 0.0, "target_kl": 0.0}),
+    (PPO_ONLY, {"target_kl": INF, "clip_range_vf": INF}),
+    (PPO_ONLY, {"clip_range": INF}),
 ]
 
 
@@ -181,10 +218,48 @@ ACCEPTED: list[tuple[tuple[type[Any], ...], dict[str, Any]]] = [
 def test_borderline_values_are_accepted(tmp_path: Path, algorithm: type[Any], arguments: dict[str, Any]) -> None:
     model = make_model(algorithm, **arguments)
     train(model, 2)
+    assert all_finite(state_of(model.policy))
     model.save(tmp_path / "model")
     loaded = algorithm.load(tmp_path / "model", env=toy_vec_env(), device="cpu")
     assert_same(state_of(loaded.policy), state_of(model.policy))
     assert len(train(loaded, 1)) == 1
+
+
+def test_checks_return_plain_python() -> None:
+    """Of everything that stands for one number."""
+    for value in (0.5, np.float32(0.5), np.array([0.5]), th.tensor(0.5), Fraction(1, 2), Decimal("0.5")):
+        number = check_number("x", value)
+        assert (number, type(number)) == (0.5, float)
+        assert check_schedule("x", value, at_least=0.0) == 0.5
+    for value in (2, np.uint8(2), np.array(2), th.tensor([2])):
+        integer = check_integer("x", value, at_least=1, at_most=2)
+        assert (integer, type(integer)) == (2, int)
+    for value in (1, np.True_, 1.0, th.tensor(True)):
+        assert check_bool("x", value) is True
+    assert type(check_integer("x", True, at_least=0)) is int
+    assert check_choice("x", np.str_("a"), ("a", "b")) == "a"
+    assert check_schedule("x", math.sqrt) is math.sqrt
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        (lambda: check_number("x", 1.0, above=0.0, below=1.0), "x must be > 0 and < 1, got 1.0"),
+        (lambda: check_number("target_kl", -0.01, above=0.0), "target_kl must be > 0, got -0.01"),
+        (lambda: check_number("x", INF, above=0.0), "x must be finite and > 0, got inf"),
+        (lambda: check_number("x", -INF, at_least=0.0, infinite=True), "x must be >= 0, got -inf"),
+        (lambda: check_number("x", 2**2000), "x must be a number, got"),
+        (lambda: check_number("x", 1j, infinite=True), "x must be a number, got 1j"),
+        (lambda: check_number("x", b"1"), "x must be a number, got b'1'"),
+        (lambda: check_integer("x", 3, at_least=1, at_most=2), "x must be an integer >= 1 and <= 2, got 3"),
+        (lambda: check_schedule("x", None, above=0.0), "x must be > 0, got None"),
+        (lambda: check_choice("x", ["a"], ("a", "b")), "x must be one of 'a', 'b', got ['a']"),
+        (lambda: check_bool("x", []), "x must be True or False, got []"),
+    ],
+)
+def test_messages(check: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check()
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

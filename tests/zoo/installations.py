@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 import pytest
 
+from sb3_trustregion import ALGORITHMS as TABLE
+
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 300
 
-ALGORITHMS = ("npg", "adaptive_trpo", "adaptive_ppo")
+ALGORITHMS = tuple(TABLE)
 
 
 class Installation(NamedTuple):

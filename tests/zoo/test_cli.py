@@ -1,5 +1,7 @@
 """``python -m sb3_trustregion.zoo`` in this process; test_commands.py runs it for real."""
 
+import importlib.util
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -9,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import rl_zoo3
 
+import sb3_trustregion
 from sb3_trustregion import zoo
 from sb3_trustregion.zoo import cli, doctor, import_hook, registration
 
@@ -35,7 +38,7 @@ def test_scripts_know_the_algorithms(command: str, capsys: pytest.CaptureFixture
         cli.main([command, "--help"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in registration.ALGORITHMS)
+    assert all(name in shown for name in sb3_trustregion.ALGORITHMS)
 
 
 def test_unknown_commands_are_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,3 +137,18 @@ def test_doctor_checks_the_hyperparameter_files(tmp_path: Path, monkeypatch: pyt
     assert all(finding.ok for finding in doctor.check_hyperparameter_files())
     monkeypatch.setattr(registration, "hyperparameters_path", lambda name: tmp_path / f"{name}.yml")
     assert not any(finding.ok for finding in doctor.check_hyperparameter_files())
+
+
+def test_the_package_says_what_is_there(findings: Callable[[], str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "False" not in findings()
+    runpy.run_module("sb3_trustregion", run_name="__main__", alter_sys=True)
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"sb3_trustregion {sb3_trustregion.__version__}\n")
+    for name, class_name in sb3_trustregion.ALGORITHMS.items():
+        assert re.search(rf"^  {class_name} +{name} +\w+.{{20,}}$", shown, re.MULTILINE)
+        assert f"{name}: sb3_trustregion.{name}.{class_name}" in shown
+    assert str(Path("hyperparams") / "<algorithm>.yml") in shown
+    assert "README.md" in shown
+    assert len(shown.splitlines()) < 30
+    for command in re.findall(r"python -m (sb3_trustregion[.\w]*)", shown):
+        assert importlib.util.find_spec(command) is not None

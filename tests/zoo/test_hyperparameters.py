@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rl_zoo3
 import yaml
 from rl_zoo3.exp_manager import ExperimentManager
 
 import sb3_trustregion
+from sb3_trustregion import ALGORITHMS
 from sb3_trustregion.zoo import register
-from sb3_trustregion.zoo.registration import ALGORITHMS, hyperparameters_path
+from sb3_trustregion.zoo.registration import hyperparameters_path
 
 MUJOCO = ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Swimmer", "Humanoid")
 TASKS = {
@@ -63,6 +65,17 @@ def test_every_entry_makes_a_model(algorithm: str, tmp_path: Path, monkeypatch: 
         assert type(model) is getattr(sb3_trustregion, ALGORITHMS[algorithm])
         assert model.env is not None
         model.env.close()
+
+
+def test_the_kl_is_that_of_the_stock_algorithm(algorithm: str) -> None:
+    """Per action dimension here and there, on every task that both files have."""
+    file = Path(rl_zoo3.__file__).parent / "hyperparams" / ("ppo.yml" if algorithm.endswith("ppo") else "trpo.yml")
+    entries, stock = load(algorithm), yaml.safe_load(file.read_text())
+    shared = entries.keys() & stock.keys()
+    assert len(shared) > 10
+    for task in shared:
+        expected = None if algorithm == "npg" else stock[task].get("target_kl")
+        assert entries[task].get("target_kl") == expected, task
 
 
 def test_mujoco_v4_and_v5_have_the_same_values(algorithm: str) -> None:

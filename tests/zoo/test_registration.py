@@ -2,17 +2,23 @@
 
 import argparse
 import importlib
+import inspect
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import optuna
 import pytest
 import rl_zoo3
 from rl_zoo3 import enjoy, exp_manager, hyperparams_opt, train
 from rl_zoo3.exp_manager import ExperimentManager
+from stable_baselines3 import PPO
 
 import sb3_trustregion
 from sb3_trustregion.zoo import register, registration
+from sb3_trustregion.zoo.samplers import sample
 from tests.zoo.installations import ALGORITHMS, ROOT
 
 TABLES = (rl_zoo3.ALGOS, hyperparams_opt.HYPERPARAMS_SAMPLER, hyperparams_opt.HYPERPARAMS_CONVERTER)
@@ -41,7 +47,7 @@ def test_every_module_of_the_zoo_sees_the_algorithms() -> None:
     register()
     for module in (rl_zoo3, train, enjoy, exp_manager):
         for name in ALGORITHMS:
-            assert module.ALGOS[name] is getattr(sb3_trustregion, registration.ALGORITHMS[name])
+            assert module.ALGOS[name] is getattr(sb3_trustregion, sb3_trustregion.ALGORITHMS[name])
 
 
 def test_samplers_and_converters_are_where_the_manager_looks() -> None:
@@ -106,7 +112,28 @@ def test_hyperparameters_are_found_inside_an_installed_package(tmp_path: Path, m
     assert registration.hyperparameters_path("npg") == tmp_path / "sb3_trustregion" / "hyperparams" / "npg.yml"
 
 
+def test_everything_of_an_algorithm_has_its_name_in_the_zoo() -> None:
+    for name, class_name in sb3_trustregion.ALGORITHMS.items():
+        assert getattr(sb3_trustregion, class_name).__module__ == f"sb3_trustregion.{name}"
+        assert registration.hyperparameters_path(name).is_file()
+        assert inspect.getdoc(getattr(sb3_trustregion, class_name))
+
+
+def test_one_line_in_the_table_is_a_new_algorithm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module and a class are enough, even for the hyperparameter search."""
+    module = ModuleType("sb3_trustregion.penalised_ppo")
+    module.PenalisedPPO = type("PenalisedPPO", (PPO,), {"search_space": {"vf_coef": (0.1, 1.0)}})
+    monkeypatch.setitem(sys.modules, "sb3_trustregion.penalised_ppo", module)
+    monkeypatch.setitem(sb3_trustregion.ALGORITHMS, "penalised_ppo", "PenalisedPPO")
+    monkeypatch.setattr(sb3_trustregion, "PenalisedPPO", module.PenalisedPPO, raising=False)
+    register()
+    assert rl_zoo3.ALGOS["penalised_ppo"] is module.PenalisedPPO
+    sampled = sample("penalised_ppo", optuna.create_study().ask(), 0, 1, {})
+    assert 0.1 <= sampled["vf_coef"] <= 1.0
+    assert sampled["n_epochs"] in (1, 5, 10, 20)
+
+
 def test_the_package_itself_is_lazy_and_says_what_it_lacks() -> None:
-    assert set(dir(sb3_trustregion)) == {"NPG", "AdaptivePPO", "AdaptiveTRPO", "__version__"}
+    assert set(dir(sb3_trustregion)) == {*sb3_trustregion.ALGORITHMS.values(), "__version__"}
     with pytest.raises(AttributeError, match="no attribute 'TRPO'"):
         importlib.import_module("sb3_trustregion").TRPO  # noqa: B018

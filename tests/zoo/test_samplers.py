@@ -10,7 +10,7 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER, convert_onpolicy_params
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import sb3_trustregion
-from sb3_trustregion.zoo.registration import ALGORITHMS
+from sb3_trustregion import ALGORITHMS
 from sb3_trustregion.zoo.samplers import SAMPLERS
 
 N_TRIALS = 30
@@ -60,22 +60,26 @@ def test_a_stored_trial_gives_back_what_was_sampled(algorithm: str) -> None:
     getattr(sb3_trustregion, ALGORITHMS[algorithm])("MlpPolicy", make_env(6, 2), device="cpu", **restored)
 
 
-@pytest.mark.parametrize(("ours", "stock"), [("npg", "trpo"), ("adaptive_trpo", "trpo"), ("adaptive_ppo", "ppo")])
-def test_shared_parameters_have_the_ranges_of_the_stock_algorithm(ours: str, stock: str) -> None:
-    our_trial, stock_trial = make_study().ask(), make_study().ask()
-    SAMPLERS[ours](our_trial, 0, 1, {})
-    HYPERPARAMS_SAMPLER[stock](stock_trial, 0, 1, {})
-    not_ours = {"target_kl"} if ours == "npg" else set()
-    shared = set(stock_trial.distributions) - not_ours
-    assert {name: our_trial.distributions[name] for name in shared} == {
-        name: stock_trial.distributions[name] for name in shared
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_shared_parameters_have_the_ranges_of_the_stock_algorithm(algorithm: str) -> None:
+    """Whatever the stock algorithm is searched over and ours takes; what ours does not take is not suggested."""
+    ours, theirs = make_study().ask(), make_study().ask()
+    SAMPLERS[algorithm](ours, 6, 1, {})
+    HYPERPARAMS_SAMPLER["ppo" if algorithm.endswith("ppo") else "trpo"](theirs, 6, 1, {})
+    left_out = {"target_kl"} if algorithm == "npg" else set()
+    assert {name: ours.distributions[name] for name in theirs.distributions.keys() - left_out} == {
+        name: theirs.distributions[name] for name in theirs.distributions.keys() - left_out
     }
+    own = getattr(getattr(sb3_trustregion, ALGORITHMS[algorithm]), "search_space", {})
+    assert ours.distributions.keys() - theirs.distributions.keys() == own.keys()
+    assert ours.user_attrs == theirs.user_attrs
 
 
-@pytest.mark.parametrize(("n_actions", "low", "high"), [(0, 0.001, 0.1), (1, 0.001, 0.1), (6, 0.006, 0.6)])
-def test_the_radius_is_joint_over_the_action_dimensions(n_actions: int, low: float, high: float) -> None:
+def test_the_step_of_npg_is_searched() -> None:
     trial = make_study().ask()
-    SAMPLERS["adaptive_trpo"](trial, n_actions, 1, {})
-    distribution = trial.distributions["target_kl"]
+    sampled = SAMPLERS["npg"](trial, 0, 1, {})
+    distribution = trial.distributions["actor_step_size"]
     assert isinstance(distribution, optuna.distributions.FloatDistribution)
-    assert (distribution.low, distribution.high) == pytest.approx((low, high))
+    assert (distribution.low, distribution.high, distribution.log) == (0.03, 3.0, True)
+    assert sampled["actor_step_size"] == trial.params["actor_step_size"]
+    assert "target_kl" not in sampled
