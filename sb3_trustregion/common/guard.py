@@ -67,6 +67,16 @@ class Screen(VecEnvWrapper):
         self.terminal = np.array([done and not _end_is_usable(info) for done, info in zip(dones, infos, strict=True)])
         return self._screened(observations, self.normalizer.old_obs), rewards, dones, infos
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Out of the way for a while: callbacks go through the wrappers, and may change them."""
+        self.normalizer.venv, self.normalizer.training = self.venv, self.training
+        try:
+            yield
+        finally:
+            self.venv, self.training = self.normalizer.venv, self.normalizer.training
+            self.normalizer.venv = self
+
     def _screened(self, observations: VecEnvObs, last: Any) -> VecEnvObs:
         self.observation = ~usable(observations) if self.normalizer.norm_obs else np.zeros(self.num_envs, dtype=bool)
         self.normalizer.training = self.training and not bool((self.observation | self.reward).all())
@@ -92,12 +102,11 @@ def screened(env: VecEnv) -> Iterator[Screen | None]:
     if normalizer is None:
         yield None
         return
-    venv, training = normalizer.venv, normalizer.training
     screen = normalizer.venv = Screen(normalizer)
     try:
         yield screen
     finally:
-        normalizer.venv, normalizer.training = venv, training
+        normalizer.venv, normalizer.training = screen.venv, screen.training
 
 
 def usable(values: Any) -> BoolArray:

@@ -5,6 +5,7 @@ Fed by a callback, because ``on_step`` runs before SB3 adds γ·V(terminal obser
 """
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -166,10 +167,14 @@ class RecordingCallback(BaseCallback):
         self.recorder, self.callback, self.screen = recorder, callback, screen
         self.model = callback.model
 
+    def _aside(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.screen is None else self.screen.aside()
+
     def on_rollout_start(self) -> None:
         """A rollout begins."""
         self.recorder.begin(self.model)  # type: ignore[arg-type]
-        self.callback.on_rollout_start()
+        with self._aside():
+            self.callback.on_rollout_start()
 
     def update_locals(self, locals_: dict[str, Any]) -> None:
         """
@@ -183,11 +188,13 @@ class RecordingCallback(BaseCallback):
         :return: whether training goes on
         """
         self.recorder.step(self.model, self.locals, self.screen)  # type: ignore[arg-type]
-        return self.callback.on_step()
+        with self._aside():
+            return self.callback.on_step()
 
     def on_rollout_end(self) -> None:
         """A rollout ends."""
-        self.callback.on_rollout_end()
+        with self._aside():
+            self.callback.on_rollout_end()
 
     def _on_step(self) -> bool:
         return True
