@@ -12,8 +12,7 @@ from sb3_trustregion.benchmark.results import Results
 from sb3_trustregion.benchmark.variants import VARIANTS
 
 PROGRAM = "python -m sb3_trustregion.benchmark"
-DEFAULT_OUTPUT = "benchmark-results"
-DEFAULT_SEEDS = [1000, 1001, 1002]
+DEFAULTS: dict[str, Any] = {"output": Path("benchmark-results"), "seeds": [1000, 1001, 1002]}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,53 +46,49 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, command: Any, text: str) -> argparse.ArgumentParser:
+    def add(name: str, command: Any, text: str) -> Any:
         added = commands.add_parser(name, help=text)
         added.set_defaults(command=command)
-        return added
+        return added.add_argument
 
-    _add_run_arguments(add("run", _run, "carry out a grid, or what is missing of it"))
+    run = add("run", _run, "carry out a grid, or what is missing of it")
+    run("grid", nargs="?", type=Path, help="a YAML file; flags go before its entries")
+    run("--tasks", nargs="+", metavar="TASK", help="ids that Gymnasium knows")
+    run("--variants", nargs="+", metavar="VARIANT", help="by default stock and ours; see `variants`")
+    run("--seeds", nargs="+", type=int, metavar="SEED", help="by default 1000 1001 1002")
+    run("--n-timesteps", type=int, help="per run; by default the smaller of RL Zoo's for PPO and TRPO")
+    run("--output", type=Path, help="by default the grid's name without suffix, or benchmark-results")
+    run("--n-envs", type=int, help="environments per run where a tuned entry does not fix it")
+    run("--no-normalize", action="store_true", help="no VecNormalize but where a tuned entry has it")
+    run("--gym-packages", nargs="+", metavar="MODULE", help="modules that register tasks")
+    run("--backend", help="whose environments: gymnasium, or envpool for exploring fast")
+    run("--jobs", type=int, help="runs at a time, by default one per core")
+    run("--address", default="", help="of the scheduler of a Dask cluster, such as tcp://host:8786")
+    run("--evaluation", action="store_true", help="for a claim: seeds 0-9, which are refused otherwise")
+    run("--retry-failed", action="store_true", help="run again what failed")
+    run("--rerun-outdated", action="store_true", help="run again what another version made")
     report = add("report", _report, "a page, figures and tables from the results")
-    report.add_argument("results", type=Path, help="folder of the results, as runs or as an archive")
-    report.add_argument("--output", type=Path, help="by default `report` in that folder")
-    report.add_argument("--references", type=Path, help="what scores 0 and 1 mean, by default the committed file")
-    report.add_argument("--reps", type=int, default=2000, help="bootstrap samples")
-    report.add_argument("--allow-mixed", action="store_true", help="report on results of several versions all the same")
+    report("results", type=Path, help="folder of the results, as runs or as an archive")
+    report("--output", type=Path, help="by default `report` in that folder")
+    report("--references", type=Path, help="what scores 0 and 1 mean, by default the committed file")
+    report("--reps", type=int, default=2000, help="bootstrap samples")
+    report("--allow-mixed", action="store_true", help="report on results of several versions all the same")
     archive = add("archive", _archive, "put the runs of a finished grid into one file, which `report` and `run` read")
-    archive.add_argument("results", type=Path, help="folder of the results")
+    archive("results", type=Path, help="folder of the results")
     add("variants", _list_variants, "list what can be compared")
     random = add("references", _measure, "measure the random policy, whose score is 0")
-    random.add_argument("tasks", nargs="+", metavar="TASK")
-    random.add_argument("--gym-packages", nargs="+", default=[])
+    random("tasks", nargs="+", metavar="TASK")
+    random("--gym-packages", nargs="+", default=[])
     return parser
-
-
-def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("grid", nargs="?", type=Path, help="a YAML file; flags go before its entries")
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="ids that Gymnasium knows")
-    parser.add_argument("--variants", nargs="+", metavar="VARIANT", help="by default stock and ours; see `variants`")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="by default 1000 1001 1002")
-    parser.add_argument("--n-timesteps", type=int, help="per run; by default the smaller of RL Zoo's for PPO and TRPO")
-    parser.add_argument("--output", type=Path, help=f"by default the grid's name without suffix, or {DEFAULT_OUTPUT}")
-    parser.add_argument("--n-envs", type=int, help="environments per run where a tuned entry does not fix it")
-    parser.add_argument("--no-normalize", action="store_true", help="no VecNormalize but where a tuned entry has it")
-    parser.add_argument("--gym-packages", nargs="+", metavar="MODULE", help="modules that register tasks")
-    parser.add_argument("--backend", help="whose environments: gymnasium, or envpool for exploring fast")
-    parser.add_argument("--jobs", type=int, help="runs at a time, by default one per core")
-    parser.add_argument("--address", default="", help="of the scheduler of a Dask cluster, such as tcp://host:8786")
-    parser.add_argument("--evaluation", action="store_true", help="for a claim: seeds 0-9, which are refused otherwise")
-    parser.add_argument("--retry-failed", action="store_true", help="run again what failed")
-    parser.add_argument("--rerun-outdated", action="store_true", help="run again what another version made")
 
 
 def _run(arguments: argparse.Namespace) -> int:
     # Late, here and below: what trains and what draws takes seconds to import.
-    from sb3_trustregion.benchmark.run.campaign import Options, carry_out
-    from sb3_trustregion.benchmark.run.grid import make_grid, read_grid
+    from sb3_trustregion.benchmark.run.campaign import carry_out
+    from sb3_trustregion.benchmark.run.grid import make_specs, read_grid
+    from sb3_trustregion.benchmark.run.spec import title
 
-    values: dict[str, Any] = {"output": Path(DEFAULT_OUTPUT), "seeds": DEFAULT_SEEDS}
-    if arguments.grid is not None:
-        values |= read_grid(arguments.grid)
+    values = DEFAULTS | (read_grid(arguments.grid) if arguments.grid is not None else {})
     flags = ("tasks", "variants", "seeds", "output", "gym_packages", "backend")
     values |= {name: value for name in flags if (value := getattr(arguments, name))}
     if arguments.n_timesteps is not None:
@@ -101,30 +96,26 @@ def _run(arguments: argparse.Namespace) -> int:
     environment = {} if arguments.n_envs is None else {"n_envs": arguments.n_envs}
     environment |= {"normalize": False} if arguments.no_normalize else {}
     values["environment"] = {**(values.get("environment") or {}), **environment}
-    grid = make_grid(values, arguments.evaluation)
-    options = {name: getattr(arguments, name) for name in ("address", "retry_failed", "rerun_outdated")}
-    options |= {"command": arguments.line} | ({} if arguments.jobs is None else {"jobs": arguments.jobs})
-    summary = carry_out(grid, Options(**options))
-    for line in summary.left_out:
-        print(f"left out: {line}")
-    for spec in summary.failed:
-        print(f"failed: {spec.title}")
-    counts = f"{len(summary.finished)} of {summary.n_runs} runs finished, {len(summary.failed)} failed"
-    print(f"{counts}, in {grid.output}")
-    return 1 if summary.failed else 0
+    specs, left_out = make_specs(values, arguments.evaluation)
+    options = {name: getattr(arguments, name) for name in ("jobs", "address", "retry_failed", "rerun_outdated")}
+    runs = carry_out(specs, Results(values["output"]), command=arguments.line, **options)
+    failed = [run for run in runs if not run.is_finished]
+    for text in [*(f"left out: {line}" for line in left_out), *(f"failed: {title(run.key)}" for run in failed)]:
+        print(text)
+    print(f"{len(runs) - len(failed)} of {len(specs)} runs finished, {len(failed)} failed, in {values['output']}")
+    return 1 if failed else 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from sb3_trustregion.benchmark.report.references import COMMITTED
     from sb3_trustregion.benchmark.report.report import write_report
 
     results = Results(arguments.results)
     if results.is_waiting():
         print(f"no run in {arguments.results} has finished yet: there is a report when the first one has")
         return 0
+    options = {"references": arguments.references} if arguments.references else {}
     output = arguments.output or arguments.results / "report"
-    references = arguments.references or COMMITTED
-    print(write_report(results, output, references, arguments.reps, arguments.allow_mixed))
+    print(write_report(results, output, reps=arguments.reps, allow_mixed=arguments.allow_mixed, **options))
     return 0
 
 

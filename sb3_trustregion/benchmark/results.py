@@ -6,7 +6,6 @@ import os
 import shutil
 import tarfile
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ TRACEBACK_FILE = "traceback.txt"
 COMMANDS_FILE = "commands.txt"
 ARCHIVE_FILE = "runs.tar.xz"
 INCOMING = ".incoming"
-STALE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -42,24 +40,14 @@ class Run:
     record: dict[str, Any]
 
     @property
-    def task(self) -> str:
-        """Id of the environment."""
-        return str(self.record["task"])
-
-    @property
     def variant(self) -> Variant:
         """The competitor, as it was defined when it ran."""
         return Variant(**self.record["variant"])
 
     @property
-    def seed(self) -> int:
-        """The seed."""
-        return int(self.record["seed"])
-
-    @property
     def key(self) -> Key:
         """Task, variant and seed."""
-        return self.task, self.variant.name, self.seed
+        return self.record["task"], self.record["variant"]["name"], self.record["seed"]
 
     @property
     def is_finished(self) -> bool:
@@ -88,36 +76,29 @@ class Results:
     """
 
     def __init__(self, output: Path) -> None:
-        self.output = output
-        self.runs_folder = output / "runs"
-        self.archive = output / ARCHIVE_FILE
+        self.output, self.runs_folder, self.archive = output, output / "runs", output / ARCHIVE_FILE
 
     def folder(self, key: Key) -> Path:
-        """
-        :param key: task, variant and seed
-        :return: where that run is or would be
-        """
+        """:return: where a run is or would be"""
         task, variant, seed = key
         return self.runs_folder / task.replace("/", "~") / variant / str(seed)
 
     def find(self, key: Key) -> Run | None:
-        """
-        :param key: task, variant and seed
-        :return: that run, finished or failed; None where there is none
-        """
-        folder = self.folder(key)
-        return _read(folder / RUN_FILE) if (folder / RUN_FILE).is_file() else None
+        """:return: a run, finished or failed; None where there is none"""
+        path = self.folder(key) / RUN_FILE
+        return Run(path.parent, json.loads(path.read_text("utf-8"))) if path.is_file() else None
 
     def all(self) -> Iterator[Run]:
         """:return: every run, by task, variant and seed"""
-        return map(_read, sorted(self.runs_folder.glob(f"*/*/*/{RUN_FILE}")))
+        for path in sorted(self.runs_folder.glob(f"*/*/*/{RUN_FILE}")):
+            yield Run(path.parent, json.loads(path.read_text("utf-8")))
 
     def is_waiting(self) -> bool:
         """
-        :return: whether `run` wrote here and no run has ended yet
+        :return: whether ``run`` wrote here and no run has ended yet
         :raises ValueError: where it never did
         """
-        if self.archive.is_file() or any(self.runs_folder.glob(f"*/*/*/{RUN_FILE}")):
+        if self.archive.is_file() or any(self.all()):
             return False
         if not self.commands():
             raise ValueError(f"results must be a folder that `run` wrote to, got {str(self.output)!r}")
@@ -146,13 +127,6 @@ class Results:
         shutil.rmtree(old, ignore_errors=True)
         with contextlib.suppress(OSError):  # another grid may be writing
             incoming.parent.rmdir()
-
-    def tidy(self) -> None:
-        """Remove what a killed process left half-written: nothing else is there for long."""
-        for path in self.runs_folder.glob(f"{INCOMING}/*"):
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                    shutil.rmtree(path)
 
     def add_command(self, command: str) -> None:
         """
@@ -186,27 +160,29 @@ class Results:
                     archive.addfile(entry, file)
         incoming.replace(self.archive)
         # Renamed first: whatever is cut off, the runs are in the folder or in the archive.
-        old = self.output / f"runs{INCOMING}"
-        self.runs_folder.rename(old)
-        shutil.rmtree(old)
+        shutil.rmtree(self.runs_folder.rename(self.output / f"runs{INCOMING}"))
 
     def unpack(self) -> None:
         """Put the runs of an archive, if that is all there is, into folders of their own again."""
         if self.archive.is_file() and not self.runs_folder.is_dir():
-            with tempfile.TemporaryDirectory(dir=self.output) as name:
-                _extract(self.archive, Path(name))
-                (Path(name) / "runs").rename(self.runs_folder)
+            with self._extracted(self.output) as folder:
+                (folder / "runs").rename(self.runs_folder)
             self.archive.unlink()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator["Results"]:
         """:return: the same with the runs as files: those of an archive for as long as the context lasts"""
-        if self.runs_folder.is_dir() or not self.archive.is_file():
+        if self.runs_folder.is_dir():
             yield self
-            return
-        with tempfile.TemporaryDirectory() as name:
-            _extract(self.archive, Path(name))
-            yield Results(Path(name))
+        else:
+            with self._extracted() as folder:
+                yield Results(folder)
+
+    @contextlib.contextmanager
+    def _extracted(self, place: Path | None = None) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(dir=place) as folder, tarfile.open(self.archive) as archive:
+            archive.extractall(folder, filter="data")
+            yield Path(folder)
 
 
 def check_folder(folder: Path) -> None:
@@ -222,18 +198,6 @@ def check_folder(folder: Path) -> None:
 
 
 def record_text(record: dict[str, Any]) -> str:
-    """
-    :param record: what is kept of a run
-    :return: JSON, one entry a line
-    """
+    """:return: what is kept of a run as JSON, one entry a line"""
     lines = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in record.items())
     return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def _read(path: Path) -> Run:
-    return Run(path.parent, json.loads(path.read_text("utf-8")))
-
-
-def _extract(archive: Path, folder: Path) -> None:
-    with tarfile.open(archive) as file:
-        file.extractall(folder, filter="data")

@@ -1,7 +1,7 @@
 """What is compared: an algorithm with one entry of its hyperparameter file and a few values of its own."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sb3_trustregion import ALGORITHMS
@@ -56,10 +56,6 @@ class Variant:
     def is_adaptive(self) -> bool:
         """Whether its radius is judged by what steps bring, or could be."""
         return self.algorithm.startswith("adaptive_")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values by name, for JSON."""
-        return asdict(self)
 
 
 def _main() -> Iterator[Variant]:

@@ -1,13 +1,15 @@
-"""From the results of a run to its scores, and from a folder of results to a collection that may be compared."""
+"""From a folder of results to scores that may be compared: raw and normalised, a row per run."""
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import yaml
 
 from sb3_trustregion.benchmark.mixtures import mixtures
 from sb3_trustregion.benchmark.results import Key, Results, Run
@@ -15,12 +17,47 @@ from sb3_trustregion.benchmark.variants import VARIANTS, Variant
 
 Array = npt.NDArray[np.float64]
 
+REFERENCES = Path(__file__).with_name("references.yml")
+METRICS = {"evaluation": "final policy", "training": "last 10 %", "area": "area"}
 N_CHECKPOINTS = 50
 # Of the steps of a run: over how many a point of its curve is a mean.
 WINDOW = 0.05
 LAST_EPISODES = 0.1
 
-METRICS = {"evaluation": "final policy", "training": "last 10 %", "area": "area"}
+
+class Reference(NamedTuple):
+    """
+    Returns that normalise the scores of a task.
+
+    :param random: mean return of uniformly random actions: score 0
+    :param reference: a published mean return: score 1
+    """
+
+    random: float
+    reference: float
+
+    def normalize(self, returns: Any) -> Any:
+        """:return: scores"""
+        return (returns - self.random) / (self.reference - self.random)
+
+
+def read_references(path: Path = REFERENCES) -> dict[str, Reference]:
+    """
+    :param path: a file as the committed one
+    :return: references by task
+    :raises ValueError: where the file is malformed
+    """
+    try:
+        tasks = yaml.safe_load(path.read_text("utf-8"))["tasks"]
+        references = {
+            task: Reference(float(entry["random"]), float(entry["reference"])) for task, entry in tasks.items()
+        }
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"references must be a file with random and reference per task, got {str(path)!r}") from error
+    for task, (random, reference) in references.items():
+        if not reference > random:
+            raise ValueError(f"reference must be > random, got {reference} and {random} for {task}")
+    return references
 
 
 def last_returns(timesteps: Array, returns: Array) -> float:
@@ -64,7 +101,7 @@ class Collection:
     :param table: a row per run: scores, what its radius did, what it cost
     :param curves: learning curves of those that finished, raw returns
     :param updates: what their updates logged
-    :param variants: in the order of presentation, by name
+    :param variants: in the order of presentation
     :param tasks: in alphabetical order
     :param seeds: increasing
     """
@@ -73,16 +110,13 @@ class Collection:
     table: pd.DataFrame
     curves: dict[Key, Array]
     updates: dict[Key, pd.DataFrame]
-    variants: dict[str, Variant]
+    variants: list[Variant]
     tasks: list[str]
     seeds: list[int]
 
     def select(self, wanted: Callable[[Variant], bool]) -> list[Variant]:
-        """
-        :param wanted: whether a variant is
-        :return: those
-        """
-        return [variant for variant in self.variants.values() if wanted(variant)]
+        """:return: the variants that are wanted"""
+        return [variant for variant in self.variants if wanted(variant)]
 
     @property
     def finished(self) -> pd.DataFrame:
@@ -104,50 +138,42 @@ def collect(results: Results, allow_mixed: bool = False) -> Collection:
         raise ValueError(f"results must be of one version, or --allow-mixed be given; they have\n  {listed}")
     order = {name: position for position, name in enumerate(VARIANTS)}
     variants = {run.variant.name: run.variant for run in runs.values()}
-    names = sorted(variants, key=lambda name: (order.get(name, len(order)), name))
-    finished = {key: run for key, run in runs.items() if run.is_finished}
-    episodes = {key: run.episodes() for key, run in finished.items()}
-    updates = {key: run.progress() for key, run in finished.items()}
-    curves = {key: _curve(run, episodes[key]) for key, run in finished.items()}
-    rows = [
-        _row(run) | (_scores(run, episodes[key], curves[key]) | _decisions(updates[key]) if key in finished else {})
-        for key, run in runs.items()
-    ]
+    rows, curves, updates = [], {}, {}
+    for key, run in runs.items():
+        row = {**dict(zip(("task", "variant", "seed"), key, strict=True)), "status": run.record["status"]}
+        if run.is_finished:
+            updates[key] = run.progress()
+            scores, curves[key] = _scores(run)
+            row |= scores | _decisions(updates[key])
+        rows.append(row)
     return Collection(
         runs=runs,
         table=pd.DataFrame(rows),
         curves=curves,
         updates=updates,
-        variants={name: variants[name] for name in names},
-        tasks=sorted({run.task for run in runs.values()}, key=lambda task: re.sub(r"-v\d+$", "", task).lower()),
-        seeds=sorted({run.seed for run in runs.values()}),
+        variants=sorted(variants.values(), key=lambda variant: (order.get(variant.name, len(order)), variant.name)),
+        tasks=sorted({task for task, _, _ in runs}, key=lambda task: re.sub(r"-v\d+$", "", task).lower()),
+        seeds=sorted({seed for _, _, seed in runs}),
     )
 
 
-def _row(run: Run) -> dict[str, Any]:
-    return {"task": run.task, "variant": run.variant.name, "seed": run.seed, "status": run.record["status"]}
-
-
-def _curve(run: Run, episodes: pd.DataFrame) -> Array:
+def _scores(run: Run) -> tuple[dict[str, Any], Array]:
+    record, episodes = run.record, run.episodes()
     timesteps, returns = (episodes[name].to_numpy(dtype=float) for name in ("timesteps", "return"))
-    return learning_curve(timesteps, returns, run.record["n_timesteps"])
-
-
-def _scores(run: Run, episodes: pd.DataFrame, curve: Array) -> dict[str, Any]:
-    record, returns = run.record, run.record["evaluation"]["returns"]
-    timesteps = episodes["timesteps"].to_numpy(dtype=float)
-    return {
+    curve = learning_curve(timesteps, returns, record["n_timesteps"])
+    row = {
         "n_timesteps": record["n_timesteps_done"],
-        "evaluation": float(np.mean(returns)),
-        "training": last_returns(timesteps, episodes["return"].to_numpy(dtype=float)),
+        "evaluation": float(np.mean(record["evaluation"]["returns"])),
+        "training": last_returns(timesteps, returns),
         "area": float(np.mean(curve)),
-        "evaluation_std": float(np.std(returns)),
+        "evaluation_std": float(np.std(record["evaluation"]["returns"])),
         "training_seconds": record["seconds"]["training"],
         "training_cpu_seconds": record["cpu_seconds"]["training"],
         "total_seconds": record["seconds"]["total"],
         "peak_memory_mib": record["peak_memory_mib"],
         "commit": record.get("commit", ""),
     }
+    return row, curve
 
 
 def _decisions(updates: pd.DataFrame) -> dict[str, float]:

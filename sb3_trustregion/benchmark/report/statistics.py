@@ -1,6 +1,6 @@
 """rliable's statistics of normalised scores (Agarwal et al. 2021, arXiv 2108.13264)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,20 +8,16 @@ import numpy as np
 import scipy.stats
 from rliable import library
 
-from sb3_trustregion.benchmark.report.references import Reference
-from sb3_trustregion.benchmark.report.scores import METRICS, N_CHECKPOINTS, Array, Collection
+from sb3_trustregion.benchmark.report.scores import METRICS, N_CHECKPOINTS, Array, Collection, Reference
 from sb3_trustregion.benchmark.variants import Variant
-
-BOOTSTRAP_SEED = 0
-PROFILE_POINTS = 101
 
 
 class Estimates(NamedTuple):
     """
     Figures with their 95 % stratified-bootstrap intervals, as rliable gives and draws them.
 
-    :param points: by name, shape (figures,)
-    :param intervals: by name, shape (2, figures)
+    :param points: by label, shape (figures,)
+    :param intervals: by label, shape (2, figures)
     """
 
     points: dict[str, Array]
@@ -35,15 +31,13 @@ class Block:
 
     :param variants: whose
     :param tasks: on what
-    :param seeds: of the runs
-    :param scores: by name of the variant, shape (seeds, tasks, metrics)
-    :param curves: by name of the variant, shape (seeds, tasks, checkpoints)
+    :param scores: by label, shape (seeds, tasks, metrics)
+    :param curves: by label, shape (seeds, tasks, checkpoints)
     :param left_out: tasks that are incomplete or have no references, for people
     """
 
     variants: list[Variant]
     tasks: list[str]
-    seeds: list[int]
     scores: dict[str, Array]
     curves: dict[str, Array]
     left_out: list[str]
@@ -51,7 +45,7 @@ class Block:
     @property
     def final(self) -> dict[str, Array]:
         """Scores of the final policies, shape (seeds, tasks)."""
-        return {name: scores[..., 0] for name, scores in self.scores.items()}
+        return {label: scores[..., 0] for label, scores in self.scores.items()}
 
 
 def make_block(collection: Collection, variants: list[Variant], references: Mapping[str, Reference]) -> Block:
@@ -65,29 +59,29 @@ def make_block(collection: Collection, variants: list[Variant], references: Mapp
     """
     tasks, left_out = [], []
     for task in collection.tasks:
-        keys = {variant.name: [(task, variant.name, seed) for seed in collection.seeds] for variant in variants}
-        missing = [name for name in keys if not collection.runs.keys() >= set(keys[name])]
+        missing = [v.name for v in variants if any((task, v.name, s) not in collection.runs for s in collection.seeds)]
         if missing:
             left_out.append(f"{task}: runs of {', '.join(missing)} are missing")
         elif task not in references:
             left_out.append(f"{task}: no references to normalise scores with")
         else:
             tasks.append(task)
-    rows = collection.finished.set_index(["task", "variant", "seed"])[list(METRICS)]
-    raw = {key: rows.loc[key].to_numpy(dtype=float) for key in collection.curves}
-
-    def normalized(values: Mapping[Any, Array], variant: str, length: int) -> Array:
-        block = np.zeros((len(collection.seeds), len(tasks), length))
+    table = collection.table.set_index(["task", "variant", "seed"]).reindex(columns=list(METRICS))
+    scores, curves = {}, {}
+    for variant in variants:
+        shape = len(collection.seeds), len(tasks)
+        scores[variant.label], curves[variant.label] = (
+            np.zeros((*shape, len(METRICS))),
+            np.zeros((*shape, N_CHECKPOINTS)),
+        )
         for row, seed in enumerate(collection.seeds):
             for column, task in enumerate(tasks):
-                if (task, variant, seed) in values:
-                    block[row, column] = references[task].normalize(values[task, variant, seed])
-        return block
-
-    names = [variant.name for variant in variants]
-    scores = {name: normalized(raw, name, len(METRICS)) for name in names}
-    curves = {name: normalized(collection.curves, name, N_CHECKPOINTS) for name in names}
-    return Block(variants, tasks, collection.seeds, scores, curves, left_out)
+                key = task, variant.name, seed
+                if key in collection.curves:
+                    normalize = references[task].normalize
+                    scores[variant.label][row, column] = normalize(table.loc[key].to_numpy(dtype=float))
+                    curves[variant.label][row, column] = normalize(collection.curves[key])
+    return Block(variants, tasks, scores, curves, left_out)
 
 
 def interquartile_mean(scores: Array) -> Array:
@@ -115,33 +109,20 @@ def improvement_probability(x: Array, y: Array) -> Array:
 
 def estimate(scores: Mapping[str, Any], function: Callable[..., Array], reps: int) -> Estimates:
     """
-    :param scores: by name: an array, or arrays that are resampled apart from each other
+    :param scores: by label: an array, or arrays that are resampled apart from each other
     :param function: from them to figures, shape (figures,)
     :param reps: bootstrap samples
-    :return: the figures with their intervals by name
+    :return: the figures with their intervals
     """
     # rliable draws from numpy's global generator: the same results give the same report.
-    np.random.seed(BOOTSTRAP_SEED)  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002
     return Estimates(*library.get_interval_estimates(dict(scores), function, reps=reps))
 
 
-def improvements(scores: Mapping[str, Array], pairs: Sequence[tuple[Variant, Variant]], reps: int) -> Estimates:
+def thresholds_of(block: Block) -> Array:
     """
-    :param scores: by name, shape (seeds, tasks)
-    :param pairs: two variants each
-    :param reps: bootstrap samples
-    :return: probability that the first is better than the second, by both names with a ``|`` between
+    :param block: the scores
+    :return: over which performance profiles are drawn
     """
-    both = {f"{x.name}|{y.name}": [scores[x.name], scores[y.name]] for x, y in pairs}
-    return estimate(both, improvement_probability, reps)
-
-
-def performance_profiles(scores: Mapping[str, Array], reps: int) -> tuple[Array, Estimates]:
-    """
-    :param scores: by name, shape (seeds, tasks)
-    :param reps: bootstrap samples
-    :return: thresholds, and the share of runs whose score exceeds each by name
-    """
-    values = np.concatenate([array.ravel() for array in scores.values()])
-    thresholds = np.linspace(min(values.min(), 0.0), max(values.max(), 1.0), PROFILE_POINTS)
-    return thresholds, estimate(scores, lambda array: (array[..., None] > thresholds).mean(axis=(0, 1)), reps)
+    values = np.stack(list(block.final.values()))
+    return np.linspace(min(values.min(), 0.0), max(values.max(), 1.0), 101)

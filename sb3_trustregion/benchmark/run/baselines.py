@@ -12,11 +12,9 @@ BOUNDS = (1e-6, 1e-2)
 
 class KLAdaptivePPO(PPO):
     """
-    PPO whose learning rate follows the KL divergence of its updates.
-
-    The rate shrinks by 1.5 where an update went beyond twice ``desired_kl`` and grows by 1.5 where it stayed below
-    half of it, within [1e-6, 1e-2] (Heess et al. 2017, arXiv 1707.02286, adapt a penalty so; Rudin et al. 2022,
-    arXiv 2109.11978, the learning rate).
+    PPO whose learning rate shrinks by 1.5 where an update went beyond twice ``desired_kl`` and grows by 1.5 where it
+    stayed below half of it, within [1e-6, 1e-2] (Heess et al. 2017, arXiv 1707.02286, adapt a penalty so; Rudin et al.
+    2022, arXiv 2109.11978, the learning rate).
 
     :param desired_kl: mean KL of an update, nats, joint over action dimensions
     """
@@ -38,7 +36,5 @@ class KLAdaptivePPO(PPO):
         super().train()
         assert self.adapted_rate is not None
         kl = float(self.logger.name_to_value["train/approx_kl"])
-        if kl > 2.0 * self.desired_kl:
-            self.adapted_rate = max(self.adapted_rate / FACTOR, BOUNDS[0])
-        elif kl < 0.5 * self.desired_kl:
-            self.adapted_rate = min(self.adapted_rate * FACTOR, BOUNDS[1])
+        factor = 1.0 / FACTOR if kl > 2.0 * self.desired_kl else FACTOR if kl < 0.5 * self.desired_kl else 1.0
+        self.adapted_rate = min(max(self.adapted_rate * factor, BOUNDS[0]), BOUNDS[1])

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 
 class EnvPoolVecEnv(VecEnv):
@@ -16,104 +16,73 @@ class EnvPoolVecEnv(VecEnv):
     Episodes end as in Stable-Baselines3: with the step that ends one comes the first observation of the next, and the
     last one in ``terminal_observation``. EnvPool itself would reset at the next step, in place of that step.
 
-    The environments are made at the first reset after :meth:`seed`, because EnvPool takes seeds when it makes them.
-
     :param task: id of the environment, the same in Gymnasium and EnvPool
     :param n_envs: how many
     :param kwargs: of each, by EnvPool's names
     """
 
     def __init__(self, task: str, n_envs: int, **kwargs: Any) -> None:
-        spec = gym.spec(task)
-        self.task = task
-        self.kwargs = {"max_episode_steps": spec.max_episode_steps, **kwargs}
+        self.task, self.kwargs = task, {"max_episode_steps": gym.spec(task).max_episode_steps, **kwargs}
         env = gym.make(task)
         super().__init__(n_envs, env.observation_space, env.action_space)
         env.close()
         self._pool: Any = None
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """
-        :param seed: of the first environment; the others have the numbers that follow
-        :return: seeds of all
-        """
+        """EnvPool takes seeds when it makes environments: at the next reset they are made anew."""
         self._pool = None
         return super().seed(seed)
 
-    def reset(self) -> VecEnvObs:
-        """:return: first observations of new episodes"""
+    def reset(self) -> Any:
+        """First observations of new episodes."""
         if self._pool is None:
             seeds = [0 if seed is None else seed % 2**31 for seed in self._seeds]
-            one_thread = {"num_envs": self.num_envs, "num_threads": 1}
-            self._pool = envpool.make_gymnasium(self.task, env_seed=seeds, **one_thread, **self.kwargs)
-        observations, _ = self._pool.reset()
+            size: dict[str, Any] = {"num_envs": self.num_envs, "num_threads": 1, "env_seed": seeds}
+            self._pool = envpool.make_gymnasium(self.task, **size, **self.kwargs)
         self._reset_seeds()
-        return self._cast(observations)
+        return self._copy(self._pool.reset()[0])
 
     def step_async(self, actions: Any) -> None:
-        """
-        :param actions: one for each environment
-        """
+        """Takes the actions."""
         self._actions = np.asarray(actions, self.action_space.dtype)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """:return: observations, rewards, whether episodes ended, and infos"""
-        observations, rewards, terminated, truncated, _ = self._pool.step(self._actions)
-        observations = self._cast(observations)
-        dones = terminated | truncated
+        """A step of all, and a reset of those whose episodes it ended."""
+        received, rewards, terminated, truncated, _ = self._pool.step(self._actions)
+        observations, dones = self._copy(received), terminated | truncated
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         ended = np.flatnonzero(dones).astype(np.int32)
         for index in ended:
-            infos[index] = {
-                "terminal_observation": observations[index].copy(),
-                "TimeLimit.truncated": bool(truncated[index] and not terminated[index]),
-            }
+            infos[index]["terminal_observation"] = observations[index].copy()
+            infos[index]["TimeLimit.truncated"] = bool(truncated[index] and not terminated[index])
         if len(ended):
             first, info = self._pool.reset(ended)
-            observations[info["env_id"]] = self._cast(first)
+            observations[info["env_id"]] = first
         return observations, rewards.astype(np.float32), dones, infos
 
-    def _cast(self, observations: Any) -> Any:
-        # A copy: EnvPool's arrays are its own.
+    def _copy(self, observations: Any) -> Any:
         return np.array(observations, self.observation_space.dtype)
 
     def close(self) -> None:
         """Let the environments go."""
         self._pool = None
 
-    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """
-        :param attr_name: name of an attribute
-        :param indices: of which environments
-        :return: that nothing is drawn; EnvPool's environments have no attributes to be seen
-        """
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """There are no attributes, but nothing is drawn."""
         if attr_name != "render_mode":
-            raise AttributeError(f"environments of EnvPool show no attributes, got {attr_name!r}")
+            raise AttributeError(f"environments of EnvPool have no attributes, got {attr_name!r}")
         return [None for _ in self._get_indices(indices)]
 
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """
-        :param attr_name: name of an attribute
-        :param value: of it
-        :param indices: of which environments
-        """
-        raise NotImplementedError(f"environments of EnvPool have no attributes to set, got {attr_name!r}")
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """There are no attributes."""
+        raise AttributeError(f"environments of EnvPool have no attributes, got {attr_name!r}")
 
-    def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
-        """
-        :param method_name: name of a method
-        :param args: of it
-        :param indices: of which environments
-        :param kwargs: of it
-        """
-        raise NotImplementedError(f"environments of EnvPool have no methods to call, got {method_name!r}")
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """There are no methods."""
+        raise AttributeError(f"environments of EnvPool have no methods, got {method_name!r}")
 
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:  # type: ignore[type-arg]
-        """
-        :param wrapper_class: a wrapper
-        :param indices: of which environments
-        :return: that none is
-        """
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
+        """None is."""
         return [False for _ in self._get_indices(indices)]
 
 
@@ -123,9 +92,8 @@ def make_vec_env(manager: ExperimentManager, task: str, env_fns: list[Any]) -> V
 
     :param manager: of the run
     :param task: id of the environment
-    :param env_fns: what would make the environments with Gymnasium: as many are made
+    :param env_fns: what would make as many with Gymnasium
     :return: monitored environments of EnvPool
-    :raises ValueError: where the manager would wrap them
     """
     if manager.env_wrapper is not None:
         raise ValueError("env_wrapper must be None with backend 'envpool'")

@@ -1,6 +1,5 @@
 """The grid: variants × tasks × seeds, from flags or a file, checked before anything is run."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,138 +13,158 @@ from sb3_trustregion.benchmark.run.tasks import check_envpool, check_task, entry
 from sb3_trustregion.benchmark.variants import MAIN, Variant, find_variant
 from sb3_trustregion.common.validation import check_choice, check_integer
 
-BACKENDS = (GYMNASIUM, "envpool")
 FIRST_TUNING_SEED = 1000
-SHARED_ENVIRONMENT: dict[str, Any] = {"n_envs": 1, "normalize": True}
-# The entries of a file, and what each must be.
+# The entries of a file, and what each must be: the folder of the results; the competitors; the seeds; the tasks, and
+# the steps of a run on each; what everyone shares: what the task is, and how it is run where a tuned entry does not
+# say; modules to import so that tasks are known; whose environments: Gymnasium's, or EnvPool's for exploring.
 KEYS: dict[str, tuple[str, tuple[type, ...]]] = {
-    "output": ("a path", (str,)),
+    "output": ("a path", (str, Path)),
+    "variants": ("a list", (list,)),
     "seeds": ("a list", (list,)),
     "tasks": ("a list, or a mapping to numbers of steps", (list, dict)),
-    "variants": ("a list", (list,)),
     "n_timesteps": ("an integer", (int,)),
     "environment": ("a mapping", (dict,)),
     "gym_packages": ("a list", (list,)),
     "backend": ("a name", (str,)),
 }
+DEFAULTS: dict[str, Any] = {"variants": list(MAIN), "environment": {}, "gym_packages": [], "backend": GYMNASIUM}
+SHARED_ENVIRONMENT: dict[str, Any] = {"n_envs": 1, "normalize": True}
 SHOWN_DIFFERENCES = 5
 
 
-@dataclass(frozen=True)
-class Grid:
+def read_grid(path: Path) -> dict[str, Any]:
     """
-    What is compared on what.
+    :param path: a YAML file
+    :return: its entries, ``output`` relative to the file, and the file's name without suffix where it is missing
+    :raises ValueError: where it is no such file
+    """
+    try:
+        values = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"grid must be a YAML file that can be read, got {str(path)!r}: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"grid must have the entries {', '.join(KEYS)}, got {values!r}")
+    given = {name: value for name, value in values.items() if value is not None}
+    output = given.get("output", path.stem)
+    return {**given, "output": path.parent / output if isinstance(output, str) else output}
 
-    :param tasks: ids of the environments with the steps of a run; None for the smaller of RL Zoo's budgets
-    :param variants: the competitors
-    :param seeds: of the runs
-    :param output: folder of the results
+
+def make_specs(values: dict[str, Any], is_evaluation: bool = False) -> tuple[list[RunSpec], list[str]]:
+    """
+    :param values: entries as in a file
     :param is_evaluation: whether the seeds are those kept for claims
-    :param environment: what everyone shares: what the task is, and how it is run where a tuned entry does not say
-    :param gym_packages: modules to import so that tasks are known
-    :param backend: whose environments: Gymnasium's, or EnvPool's, which are for exploring
+    :return: the runs, those of the first seed first; and what is left out for want of tuned hyperparameters
+    :raises ValueError: where something in the grid is unknown or out of range
     """
+    values = DEFAULTS | {name: value for name, value in values.items() if value is not None}
+    _check_entries(values)
+    for seed in values["seeds"]:
+        _check_seed(seed, is_evaluation)
+    if is_evaluation:
+        check_choice("backend with --evaluation", values["backend"], (GYMNASIUM,))
+    values["environment"] = SHARED_ENVIRONMENT | values["environment"]
+    _check_environment(values["environment"])
+    values["tasks"] = _check_tasks(values)
+    values["variants"] = [_variant(entry) for entry in values["variants"]]
+    _check_variants(values["variants"], values["seeds"])
+    runs: list[RunSpec] = []
+    left_out: dict[str, None] = {}
+    for seed in dict.fromkeys(values["seeds"]):
+        for task in values["tasks"]:
+            for variant in values["variants"]:
+                spec = _spec(values, task, variant, seed)
+                if spec is None:
+                    left_out[f"{variant.name} on {task}: no hyperparameters of its own"] = None
+                else:
+                    runs.append(spec)
+    if not runs:
+        raise ValueError(f"variants must have hyperparameters for one of the tasks: {'; '.join(left_out)}")
+    return runs, list(left_out)
 
-    tasks: dict[str, int | None]
-    variants: tuple[Variant, ...]
-    seeds: tuple[int, ...]
-    output: Path
-    is_evaluation: bool = False
-    environment: dict[str, Any] = field(default_factory=lambda: dict(SHARED_ENVIRONMENT))
-    gym_packages: tuple[str, ...] = ()
-    backend: str = GYMNASIUM
 
-    def check(self) -> None:
-        """
-        :raises ValueError: where something in the grid is unknown or out of range
-        """
-        for name, values in {"tasks": self.tasks, "variants": self.variants, "seeds": self.seeds}.items():
-            if not values:
-                raise ValueError(f"{name} must not be empty")
-        for seed in self.seeds:
-            check_seed(seed, self.is_evaluation)
-        self._check_environment()
-        import_packages(self.gym_packages)
-        for task, n_timesteps in self.tasks.items():
-            check_task(task)
-            check_integer("n_timesteps", 1 if n_timesteps is None else n_timesteps, at_least=1)
-        if self.backend != GYMNASIUM:
-            check_envpool(self.tasks, self.is_evaluation)
-        self._check_variants()
-
-    def _check_environment(self) -> None:
-        names = (*SETTINGS, *ENVIRONMENT)
-        unknown = sorted(map(str, set(self.environment) - set(names)))
-        if unknown:
-            raise ValueError(f"environment must have entries among {', '.join(names)}, got {', '.join(unknown)}")
-        check_integer("n_envs", self.environment.get("n_envs", 1), at_least=1)
-        check_choice("backend", self.backend, BACKENDS)
-
-    def _check_variants(self) -> None:
-        names = [variant.name for variant in self.variants]
-        if len(set(names)) < len(names):
-            raise ValueError(f"variants must be given once each, got {names}")
-        for variant in self.variants:
-            if variant.replays and len(self.seeds) < 2:
-                raise ValueError(f"seeds must be at least two for {variant.name}, which goes by another seed's record")
-            if variant.replays and variant.replays not in names:
-                raise ValueError(f"variants must contain {variant.replays}, by whose record {variant.name} goes")
-
-    def specs(self) -> tuple[list[RunSpec], list[str]]:
-        """
-        :return: the runs, those of the first seed first; and what is left out for want of tuned hyperparameters
-        """
-        runs: list[RunSpec] = []
-        left_out: dict[str, None] = {}
-        for seed in self.seeds:
-            for task in self.tasks:
-                for variant in self.variants:
-                    spec = self._spec(task, variant, seed)
-                    if spec is None:
-                        left_out[f"{variant.name} on {task}: no hyperparameters of its own"] = None
-                    else:
-                        runs.append(spec)
-        if not runs:
-            raise ValueError(f"variants must have hyperparameters for one of the tasks: {'; '.join(left_out)}")
-        return runs, list(left_out)
-
-    def _spec(self, task: str, variant: Variant, seed: int) -> RunSpec | None:
-        n_timesteps = self.tasks[task] or hyperparameters.usual_timesteps(task)
-        resolved = hyperparameters.resolve(variant, task, n_timesteps, self.environment)
-        if resolved is None:
-            return None
-        return RunSpec(
-            variant=variant,
-            task=task,
-            seed=seed,
-            n_timesteps=n_timesteps,
-            hyperparameters=resolved,
-            versions=provenance.package_versions(entry_point(task), self.backend),
-            modules=provenance.module_hashes(variant),
-            backend=self.backend,
-            gym_packages=list(self.gym_packages),
-            replayed_seed=self._other_seed(seed) if variant.replays else None,
+def _check_entries(values: dict[str, Any]) -> None:
+    if set(values) - set(KEYS):
+        raise ValueError(
+            f"grid must have the entries {', '.join(KEYS)}, got {sorted(map(str, set(values) - set(KEYS)))}"
         )
+    for name, value in values.items():
+        if not isinstance(value, KEYS[name][1]):
+            raise ValueError(f"{name} must be {KEYS[name][0]}, got {value!r}")
+    for name in ("tasks", "variants", "seeds"):
+        if not values.get(name):
+            raise ValueError(f"{name} must not be empty")
 
-    def _other_seed(self, seed: int) -> int:
-        """The one before, so that more seeds at the end change nothing; a run's own record would make it itself."""
-        position = self.seeds.index(seed)
-        return self.seeds[position - 1 if position else 1]
 
-
-def check_seed(seed: Any, is_evaluation: bool) -> None:
-    """
-    :param seed: a seed
-    :param is_evaluation: whether the run is for a claim
-    :raises ValueError: where it is none of that kind
-    """
+def _check_seed(seed: Any, is_evaluation: bool) -> None:
     check_integer("seed", seed, at_least=0)
     if is_evaluation and seed not in EVALUATION_SEEDS:
         raise ValueError(f"seed must be one of 0-9 with --evaluation, got {seed}")
-    if not is_evaluation and seed in EVALUATION_SEEDS:
-        raise ValueError(f"seed must be >= {FIRST_TUNING_SEED}: 0-9 are for claims and need --evaluation, got {seed}")
     if not is_evaluation and seed < FIRST_TUNING_SEED:
-        raise ValueError(f"seed must be >= {FIRST_TUNING_SEED}, or one of 0-9 with --evaluation, got {seed}")
+        why = "0-9 are for claims and need --evaluation" if seed in EVALUATION_SEEDS else "it is no tuning seed"
+        raise ValueError(f"seed must be >= {FIRST_TUNING_SEED}: {why}, got {seed}")
+
+
+def _check_environment(environment: dict[str, Any]) -> None:
+    unknown = sorted(map(str, set(environment) - {*SETTINGS, *ENVIRONMENT}))
+    if unknown:
+        names = ", ".join((*SETTINGS, *ENVIRONMENT))
+        raise ValueError(f"environment must have entries among {names}, got {', '.join(unknown)}")
+    check_integer("n_envs", environment["n_envs"], at_least=1)
+
+
+def _check_tasks(values: dict[str, Any]) -> dict[str, int]:
+    import_packages(values["gym_packages"])
+    check_choice("backend", values["backend"], (GYMNASIUM, "envpool"))
+    tasks = values["tasks"] if isinstance(values["tasks"], dict) else dict.fromkeys(map(str, values["tasks"]))
+    lengths = {}
+    for task, length in tasks.items():
+        check_task(task)
+        wanted = values.get("n_timesteps") if length is None else length
+        lengths[task] = hyperparameters.usual_timesteps(task) if wanted is None else wanted
+        check_integer("n_timesteps", lengths[task], at_least=1)
+    if values["backend"] != GYMNASIUM:
+        check_envpool(lengths)
+    return lengths
+
+
+def _variant(entry: Any) -> Variant:
+    if isinstance(entry, dict) and len(entry) == 1:
+        [(name, definition)] = entry.items()
+        return hyperparameters.derive_variant(str(name), definition)
+    return find_variant(str(entry))
+
+
+def _check_variants(variants: list[Variant], seeds: list[int]) -> None:
+    names = [variant.name for variant in variants]
+    if len(set(names)) < len(names):
+        raise ValueError(f"variants must be given once each, got {names}")
+    for variant in variants:
+        if variant.replays and len(set(seeds)) < 2:
+            raise ValueError(f"seeds must be at least two for {variant.name}, which goes by another seed's record")
+        if variant.replays and variant.replays not in names:
+            raise ValueError(f"variants must contain {variant.replays}, by whose record {variant.name} goes")
+
+
+def _spec(values: dict[str, Any], task: str, variant: Variant, seed: int) -> RunSpec | None:
+    n_timesteps = values["tasks"][task]
+    resolved = hyperparameters.resolve(variant, task, n_timesteps, values["environment"])
+    if resolved is None:
+        return None
+    seeds = list(dict.fromkeys(values["seeds"]))
+    # The seed before, so that more seeds at the end change nothing; a run's own record would make it itself.
+    replayed_seed = seeds[seeds.index(seed) - 1 if seed != seeds[0] else 1] if variant.replays else None
+    return RunSpec(
+        variant=variant,
+        task=task,
+        seed=seed,
+        n_timesteps=n_timesteps,
+        hyperparameters=resolved,
+        versions=provenance.package_versions(entry_point(task), values["backend"]),
+        modules=provenance.module_hashes(variant),
+        backend=values["backend"],
+        gym_packages=values["gym_packages"],
+        replayed_seed=replayed_seed,
+    )
 
 
 def check_results(specs: list[RunSpec], results: Results, rerun_outdated: bool) -> None:
@@ -165,56 +184,3 @@ def check_results(specs: list[RunSpec], results: Results, rerun_outdated: bool) 
             f"runs of this grid and those in {str(results.output)!r} must go together, got\n  {lines}\n"
             "Choose another folder, the same settings, or --rerun-outdated with all variants that are there."
         )
-
-
-def read_grid(path: Path) -> dict[str, Any]:
-    """
-    :param path: a YAML file
-    :return: its entries, ``output`` relative to the file, and the file's name without suffix where it is missing
-    :raises ValueError: where it is no such file, or has entries that mean nothing
-    """
-    try:
-        values = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"grid must be a YAML file that can be read, got {str(path)!r}: {error}") from error
-    if not isinstance(values, dict) or set(values) - set(KEYS):
-        wrong = sorted(map(str, set(values) - set(KEYS))) if isinstance(values, dict) else values
-        raise ValueError(f"grid must have the entries {', '.join(sorted(KEYS))}, got {wrong!r}")
-    values = {name: value for name, value in values.items() if value is not None}
-    for name, value in values.items():
-        description, kinds = KEYS[name]
-        if not isinstance(value, kinds):
-            raise ValueError(f"{name} must be {description}, got {value!r}")
-    return {**values, "output": path.parent / values.get("output", path.stem)}
-
-
-def make_grid(values: dict[str, Any], is_evaluation: bool) -> Grid:
-    """
-    :param values: entries as in a file
-    :param is_evaluation: whether the seeds are those kept for claims
-    :return: the grid, checked
-    :raises ValueError: where something in it is unknown or out of range
-    """
-    for seed in values.get("seeds") or ():
-        check_seed(seed, is_evaluation)
-    tasks = values.get("tasks") or {}
-    lengths = dict(tasks) if isinstance(tasks, dict) else {str(task): None for task in tasks}
-    grid = Grid(
-        tasks={task: values.get("n_timesteps") if length is None else length for task, length in lengths.items()},
-        variants=tuple(_variant(entry) for entry in values.get("variants") or MAIN),
-        seeds=tuple(dict.fromkeys(values.get("seeds") or ())),
-        output=Path(values["output"]),
-        is_evaluation=is_evaluation,
-        environment=SHARED_ENVIRONMENT | (values.get("environment") or {}),
-        gym_packages=tuple(values.get("gym_packages") or ()),
-        backend=values.get("backend", GYMNASIUM),
-    )
-    grid.check()
-    return grid
-
-
-def _variant(entry: Any) -> Variant:
-    if isinstance(entry, dict) and len(entry) == 1:
-        [(name, definition)] = entry.items()
-        return hyperparameters.derive_variant(str(name), definition)
-    return find_variant(str(entry))

@@ -34,8 +34,7 @@ def resolve(variant: Variant, task: str, n_timesteps: int, environment: dict[str
         entry = task_entry(variant.config, task)
         if entry is None:
             return None
-        # A tuned entry says how it was tuned, but may leave the number of environments open; what the task is, the grid
-        # says.
+        # A tuned entry may leave the number of environments open; what the task is, the grid says.
         shared = {name: environment[name] for name in ENVIRONMENT if name in environment}
         resolved = {"n_envs": environment.get("n_envs", 1), **entry, **shared}
     else:
@@ -57,10 +56,7 @@ def task_entry(config: str, task: str) -> dict[str, Any] | None:
 
 
 def usual_timesteps(task: str) -> int:
-    """
-    :param task: id of an environment
-    :return: the smaller of RL Zoo's budgets for PPO and TRPO
-    """
+    """:return: the smaller of RL Zoo's budgets for PPO and TRPO on a task"""
     entries = [task_entry(config, task) or {} for config in ("ppo", "trpo")]
     return int(min(entry.get("n_timesteps", FALLBACK_TIMESTEPS) for entry in entries))
 
@@ -82,11 +78,7 @@ def _zoo_folder() -> Path:
 
 
 def algorithms() -> dict[str, type[Any]]:
-    """
-    Takes seconds the first time, for what it imports.
-
-    :return: RL Zoo's table of algorithms with ours and the baseline that only the benchmark has
-    """
+    """:return: RL Zoo's table of algorithms with ours and the benchmark's baseline; takes seconds the first time"""
     from rl_zoo3.utils import ALGOS
 
     from sb3_trustregion.benchmark.run.baselines import KLAdaptivePPO
@@ -98,15 +90,11 @@ def algorithms() -> dict[str, type[Any]]:
 
 
 def accepted_arguments(algorithm: str) -> set[str]:
-    """
-    :param algorithm: of a variant
-    :return: names of the arguments of its constructor, with those that a subclass passes on
-    """
+    """:return: names of the arguments of an algorithm's constructor, with those that a subclass passes on"""
     names: set[str] = set()
     for cls in algorithms()[algorithm].__mro__:
-        parameters = inspect.signature(cls).parameters
-        names |= set(parameters)
-        if "kwargs" not in parameters:
+        names |= set(inspect.signature(cls).parameters)
+        if "kwargs" not in inspect.signature(cls).parameters:
             break
     return names - {"args", "kwargs"}
 

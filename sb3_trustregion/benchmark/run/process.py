@@ -7,7 +7,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from sb3_trustregion.benchmark.results import RUN_FILE, TRACEBACK_FILE, record_text
+from sb3_trustregion.benchmark.results import RUN_FILE, TRACEBACK_FILE, Key, record_text
 from sb3_trustregion.benchmark.run.provenance import PACKAGE
 from sb3_trustregion.benchmark.run.spec import RunSpec
 
@@ -20,36 +20,30 @@ RESULT_FOLDER = "result"
 MISMATCH_FILE = "mismatch.txt"
 
 
-def execute(spec_json: str, steps_file: str) -> dict[str, bytes]:
+def execute(spec_json: str, steps_file: str) -> tuple[Key, dict[str, bytes]]:
     """
     Carry out a run. Returns what is to be kept, so that no folder need be shared.
 
     :param spec_json: a :class:`RunSpec` as text: Dask hands texts over as they are, other objects it may leave on a
         worker that dies
     :param steps_file: where the run tells how far it is; on another machine nobody reads it
-    :return: contents of the run's files by name
+    :return: task, variant and seed; contents of the run's files by name
     """
     with tempfile.TemporaryDirectory(prefix="sb3_trustregion-") as name:
         folder = Path(name)
         (folder / SPEC_FILE).write_text(spec_json, "utf-8")
+        command = [sys.executable, "-m", "sb3_trustregion.benchmark.run.training", str(folder), steps_file]
         with (folder / "log.txt").open("wb") as log:
-            returncode = _wait_for_training(folder, log.fileno(), steps_file)
-        return collect(folder, RunSpec.from_json(spec_json), returncode)
-
-
-def _wait_for_training(folder: Path, log: int, steps_file: str) -> int:
-    command = [sys.executable, "-m", "sb3_trustregion.benchmark.run.training", str(folder), steps_file]
-    environment = {**os.environ, **SINGLE_THREAD}
-    # In a session of its own, so that Ctrl-C reaches the grid alone: RL Zoo would take it for an early end of training.
-    # Its standard input closes when this process dies, however it dies, and that is its sign to go.
-    child = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True
-    )
-    with child:
-        try:
-            return child.wait()
-        finally:
-            child.kill()
+            # In a session of its own, so that Ctrl-C reaches the grid alone: RL Zoo would take it for an early end of
+            # training. Its standard input closes when this process dies, however it dies, and that is its sign to go.
+            options = {"stdout": log, "stderr": log, "env": {**os.environ, **SINGLE_THREAD}, "start_new_session": True}
+            with subprocess.Popen(command, stdin=subprocess.PIPE, **options) as child:  # type: ignore[call-overload]
+                try:
+                    child.wait()
+                finally:
+                    child.kill()
+        spec = RunSpec.from_json(spec_json)
+        return spec.key, collect(folder, spec, child.returncode)
 
 
 def collect(folder: Path, spec: RunSpec, returncode: int) -> dict[str, bytes]:
@@ -63,7 +57,13 @@ def collect(folder: Path, spec: RunSpec, returncode: int) -> dict[str, bytes]:
     files = {path.name: path.read_bytes() for path in result.iterdir()} if result.is_dir() else {}
     if MISMATCH_FILE in files or (returncode == 0 and RUN_FILE in files):
         return files
-    return failed(spec, files.get(TRACEBACK_FILE, b"").decode() or _epitaph(folder, returncode))
+    if TRACEBACK_FILE in files:
+        return failed(spec, files[TRACEBACK_FILE].decode())
+    cause = f"the process ended with exit code {returncode}"
+    if returncode < 0:
+        cause = f"the process was ended by signal {-returncode}" + (" (out of memory?)" if returncode == -9 else "")
+    tail = (folder / "log.txt").read_text("utf-8", errors="replace")[-LOG_TAIL:]
+    return failed(spec, f"{cause}\n\n{without_machine(tail.replace(str(folder), 'run'))}")
 
 
 def failed(spec: RunSpec, reason: str) -> dict[str, bytes]:
@@ -72,24 +72,11 @@ def failed(spec: RunSpec, reason: str) -> dict[str, bytes]:
     :param reason: why there is no result
     :return: contents of its files by name
     """
-    record = {**spec.record, "status": "failed"}
-    return {RUN_FILE: record_text(record).encode(), TRACEBACK_FILE: reason.encode()}
-
-
-def _epitaph(folder: Path, returncode: int) -> str:
-    """For a process that left no traceback."""
-    cause = f"the process ended with exit code {returncode}"
-    if returncode < 0:
-        cause = f"the process was ended by signal {-returncode}" + (" (out of memory?)" if returncode == -9 else "")
-    tail = (folder / "log.txt").read_text("utf-8", errors="replace")[-LOG_TAIL:]
-    return f"{cause}\n\n{without_machine(tail.replace(str(folder), 'run'))}"
+    return {RUN_FILE: record_text({**spec.record, "status": "failed"}).encode(), TRACEBACK_FILE: reason.encode()}
 
 
 def without_machine(text: str) -> str:
-    """
-    :param text: of a traceback
-    :return: the same with paths that mean something on other machines too
-    """
+    """:return: text of a traceback with paths that mean something on other machines too"""
     paths = sysconfig.get_paths()
     places = {str(PACKAGE.parent) + os.sep: "", paths["purelib"]: "site-packages", paths["stdlib"]: "python"}
     for place, name in places.items():

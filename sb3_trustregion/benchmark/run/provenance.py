@@ -15,7 +15,6 @@ from sb3_trustregion.benchmark.mixtures import GYMNASIUM
 from sb3_trustregion.benchmark.variants import Variant
 
 PACKAGE = Path(__file__).parents[2]
-SHARED = ("core", "common")
 BASELINES = "sb3_trustregion.benchmark.run.baselines"
 DISTRIBUTIONS = ("stable_baselines3", "sb3_contrib", "rl_zoo3", "gymnasium", "torch", "numpy")
 # Where a task's entry point has the first word, its results depend on the second package too.
@@ -28,11 +27,9 @@ def package_versions(entry_point: str, backend: str = GYMNASIUM) -> dict[str, st
     :param backend: whose environments
     :return: versions of Python and of the packages that decide what a run gives
     """
-    names = [*DISTRIBUTIONS, *(package for word, package in SIMULATORS.items() if word in entry_point)]
-    if backend != GYMNASIUM:
-        names.append(backend)
+    names = {*DISTRIBUTIONS, backend, *(package for word, package in SIMULATORS.items() if word in entry_point)}
     versions = {"python": ".".join(platform.python_version_tuple()[:2])}
-    for name in names:
+    for name in sorted(names):
         try:
             # Without the local part: 2.8.0+cpu computes as 2.8.0 does.
             versions[name] = importlib.metadata.version(name).partition("+")[0]
@@ -48,16 +45,14 @@ def module_hashes(variant: Variant) -> dict[str, str]:
     """
     if variant.is_stock:
         return {}
-    names = [f"sb3_trustregion.{variant.algorithm}" if variant.algorithm in ALGORITHMS else BASELINES]
-    judge = str(variant.hyperparameters.get("judge_class", "")).rpartition(".")[0]
-    names += [judge] if judge else []
-    if variant.algorithm in ALGORITHMS:
-        names += [f"sb3_trustregion.{path.parent.name}.{path.stem}" for part in SHARED for path in _files(part)]
+    if variant.algorithm not in ALGORITHMS:
+        return {BASELINES: _hash(BASELINES)}
+    names = [f"sb3_trustregion.{variant.algorithm}"]
+    if "judge_class" in variant.hyperparameters:
+        names.append(variant.hyperparameters["judge_class"].rpartition(".")[0])
+    for part in ("core", "common"):
+        names += [f"sb3_trustregion.{part}.{path.stem}" for path in sorted((PACKAGE / part).glob("[!_]*.py"))]
     return {name: _hash(name) for name in names}
-
-
-def _files(part: str) -> list[Path]:
-    return sorted(path for path in (PACKAGE / part).glob("*.py") if path.stem != "__init__")
 
 
 @cache
@@ -76,8 +71,7 @@ def _hash(module: str) -> str:
 
 def git_commit() -> dict[str, Any]:
     """:return: the commit that the package is checked out at and whether files of it differ; nothing where no git is"""
-    tracked = _git("ls-files", "--error-unmatch", "__init__.py")
-    commit = _git("rev-parse", "HEAD") if tracked else ""
+    commit = _git("rev-parse", "HEAD") if _git("ls-files", "--error-unmatch", "__init__.py") else ""
     if not commit:
         return {}
     return {"commit": commit, "modified": bool(_git("status", "--porcelain", "--", ".", "../hyperparams"))}

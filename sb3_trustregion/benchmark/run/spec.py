@@ -50,11 +50,6 @@ class RunSpec:
         return self.task, self.variant.name, self.seed
 
     @property
-    def title(self) -> str:
-        """For people."""
-        return f"{self.variant.name} on {self.task}, seed {self.seed}"
-
-    @property
     def record(self) -> dict[str, Any]:
         """What is kept of it in any case, as it comes back from a file."""
         record: dict[str, Any] = json.loads(self.to_json())
@@ -67,9 +62,11 @@ class RunSpec:
 
     @classmethod
     def from_json(cls, text: str) -> "RunSpec":
-        """
-        :param text: what ``to_json`` gave
-        :return: the run
-        """
+        """:return: the run of which ``to_json`` gave the text"""
         values = json.loads(text)
         return cls(**{**values, "variant": Variant(**values["variant"])})
+
+
+def title(key: Key) -> str:
+    """:return: a run's name for people"""
+    return f"{key[1]} on {key[0]}, seed {key[2]}"

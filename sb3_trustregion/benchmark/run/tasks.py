@@ -1,6 +1,5 @@
 """Tasks: whether Gymnasium knows them and can make them, and what random actions get there."""
 
-import contextlib
 import difflib
 import importlib
 import os
@@ -24,19 +23,16 @@ def check_task(task: str) -> None:
         hint = f" (did you mean {', '.join(close)}?)" if close else ""
         raise ValueError(f"task must be an id that Gymnasium knows, got {task!r}{hint}")
     try:
-        make(task).close()
+        _make(task).close()
     except Exception as error:
         raise ValueError(f"task must be an environment that can be made, got {task!r}: {error}") from error
 
 
-def check_envpool(tasks: Iterable[str], is_evaluation: bool) -> None:
+def check_envpool(tasks: Iterable[str]) -> None:
     """
     :param tasks: ids of environments
-    :param is_evaluation: whether the runs are for a claim
-    :raises ValueError: where EnvPool is not installed or lacks one, or where it must not be used
+    :raises ValueError: where EnvPool is not installed or lacks one
     """
-    if is_evaluation:
-        raise ValueError("backend must be 'gymnasium' with --evaluation, got 'envpool'")
     try:
         import envpool
     except ImportError as error:
@@ -46,17 +42,14 @@ def check_envpool(tasks: Iterable[str], is_evaluation: bool) -> None:
         raise ValueError(f"task must be an id that EnvPool knows, got {', '.join(unknown)}")
 
 
-def make(task: str) -> gym.Env[Any, Any]:
-    """
-    :param task: id of an environment
-    :return: the environment
-    """
+def _make(task: str) -> gym.Env[Any, Any]:
     before = os.getcwd()
-    # MuJoCo writes a log where it is loaded.
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        stack.callback(os.chdir, before)
-        os.chdir(folder)
-        return gym.make(task)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)  # MuJoCo writes a log where it is loaded
+        try:
+            return gym.make(task)
+        finally:
+            os.chdir(before)
 
 
 def import_packages(packages: Iterable[str]) -> None:
@@ -86,16 +79,12 @@ def measure_random(task: str, n_episodes: int = N_EPISODES, seed: int = 0) -> tu
     :param seed: of environment and actions
     :return: mean return of uniformly random actions, and its standard error
     """
-    env = make(task)
+    env = gym.wrappers.RecordEpisodeStatistics(_make(task), buffer_length=n_episodes)
     env.action_space.seed(seed)
-    returns = []
-    for episode in range(n_episodes):
-        env.reset(seed=seed if episode == 0 else None)
-        total, ended = 0.0, False
-        while not ended:
-            _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
-            total += float(reward)
-            ended = terminated or truncated
-        returns.append(total)
+    env.reset(seed=seed)
+    while len(env.return_queue) < n_episodes:
+        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        if terminated or truncated:
+            env.reset()
     env.close()
-    return float(np.mean(returns)), float(np.std(returns, ddof=1) / np.sqrt(n_episodes))
+    return float(np.mean(env.return_queue)), float(np.std(env.return_queue, ddof=1) / np.sqrt(n_episodes))

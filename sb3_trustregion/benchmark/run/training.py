@@ -25,7 +25,6 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import sync_envs_normalization
 
-from sb3_trustregion import ALGORITHMS, __version__
 from sb3_trustregion.benchmark.mixtures import GYMNASIUM
 from sb3_trustregion.benchmark.results import EPISODES_FILE, PROGRESS_FILE, RUN_FILE, TRACEBACK_FILE, record_text
 from sb3_trustregion.benchmark.run import provenance
@@ -39,12 +38,6 @@ N_EVAL_ENVS = 5
 # Far from the seeds that environments are trained with.
 EVAL_SEED = 1_000_000
 SECONDS_BETWEEN_SIGNS = 0.5
-RECORDED = (
-    "radius", "rho", "pooled_rho", "pooled_rho_stderr", "actual_improvement", "predicted_improvement",
-    "improvement_stderr", "kl_divergence", "kl_divergence_loss", "approx_kl", "distance_from_data", "clip_range",
-    "clip_fraction", "n_rollbacks", "n_feedback_decisions", "n_rollouts", "same_batch_ratio", "reliability",
-    "pooled_share", "explained_variance", "value_loss", "std", "learning_rate",
-)  # fmt: skip
 
 
 class Recorder(BaseCallback):
@@ -57,39 +50,30 @@ class Recorder(BaseCallback):
     def __init__(self, steps_file: str = "") -> None:
         super().__init__()
         self.steps_file = steps_file
-        self.episodes: list[dict[str, float]] = []
+        self.episodes: list[tuple[int, float, int]] = []
         self.updates: list[dict[str, float]] = []
         self._started = self._last_sign = time.perf_counter()
 
-    def _on_rollout_start(self) -> None:
-        self._record_update()
-
-    def _on_training_end(self) -> None:
-        # RL Zoo calls this once more.
-        if not self.updates or self.updates[-1]["timesteps"] < self.num_timesteps:
-            self._record_update()
-
     def _on_step(self) -> bool:
-        for info in self.locals["infos"]:
-            if "episode" in info:
-                episode = {"return": round(float(info["episode"]["r"]), 4), "length": int(info["episode"]["l"])}
-                self.episodes.append({"timesteps": self.num_timesteps, **episode})
-        self._give_sign()
-        return True
-
-    def _record_update(self) -> None:
-        logged = self.logger.name_to_value
-        values = {name: logged[f"train/{name}"] for name in RECORDED if f"train/{name}" in logged}
-        if values:
-            seconds = time.perf_counter() - self._started
-            self.updates.append({"timesteps": self.num_timesteps, "seconds": seconds, **values})
-
-    def _give_sign(self) -> None:
+        for episode in [info["episode"] for info in self.locals["infos"] if "episode" in info]:
+            self.episodes.append((self.num_timesteps, round(float(episode["r"]), 4), int(episode["l"])))
         now = time.perf_counter()
         if self.steps_file and now - self._last_sign > SECONDS_BETWEEN_SIGNS:
             self._last_sign = now
             with contextlib.suppress(OSError):  # on another machine there is no such folder
                 Path(self.steps_file).write_text(str(self.num_timesteps), "utf-8")
+        return True
+
+    def _on_rollout_start(self) -> None:
+        # Taken out: what the next update does not log it did not have.
+        logged = self.logger.name_to_value
+        row = {name.removeprefix("train/"): logged.pop(name) for name in list(logged) if name.startswith("train/")}
+        if row:
+            seconds = time.perf_counter() - self._started
+            self.updates.append({"timesteps": self.num_timesteps, "seconds": seconds, **row})
+
+    def _on_training_end(self) -> None:
+        self._on_rollout_start()
 
 
 def main(folder: Path, steps_file: str = "") -> int:
@@ -100,42 +84,36 @@ def main(folder: Path, steps_file: str = "") -> int:
     :param steps_file: where to tell how far training is
     :return: exit code
     """
-    _end_with_parent(folder)
+    threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
     os.chdir(folder)  # simulators leave logs where they are
     result = folder / RESULT_FOLDER
     result.mkdir()
     spec = RunSpec.from_json((folder / SPEC_FILE).read_text("utf-8"))
     try:
         mismatch = _mismatch(spec)
-        if mismatch:
-            (result / MISMATCH_FILE).write_text(mismatch, "utf-8")
-            return 1
-        run(spec, folder / "zoo", result, steps_file)
+        if not mismatch:
+            run(spec, folder / "zoo", result, steps_file)
+            return 0
+        (result / MISMATCH_FILE).write_text(mismatch, "utf-8")
     except Exception:
         (result / TRACEBACK_FILE).write_text(without_machine(traceback.format_exc()), "utf-8")
-        return 1
-    return 0
+    return 1
 
 
 def _end_with_parent(folder: Path) -> None:
     """Nobody waits for the result any more once standard input is closed."""
-
-    def wait() -> None:
-        os.read(0, 1)  # unbuffered: a buffer's lock would outlive the interpreter
-        shutil.rmtree(folder, ignore_errors=True)
-        os._exit(3)
-
-    threading.Thread(target=wait, daemon=True).start()
+    os.read(0, 1)  # unbuffered: a buffer's lock would outlive the interpreter
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(3)
 
 
 def _mismatch(spec: RunSpec) -> str:
     """Other packages, as there may be on another machine of a cluster, or code that was edited since the grid began."""
     import_packages(spec.gym_packages)
-    here = provenance.package_versions(entry_point(spec.task), spec.backend) | provenance.module_hashes(spec.variant)
     wanted = spec.versions | spec.modules
-    return ", ".join(
-        f"{name} {here.get(name)} instead of {wanted[name]}" for name in wanted if here.get(name) != wanted[name]
-    )
+    here = provenance.package_versions(entry_point(spec.task), spec.backend) | provenance.module_hashes(spec.variant)
+    different = [name for name in wanted if here.get(name) != wanted[name]]
+    return ", ".join(f"{name} {here.get(name)} instead of {wanted[name]}" for name in different)
 
 
 def run(spec: RunSpec, zoo_folder: Path, result: Path, steps_file: str = "") -> None:
@@ -157,10 +135,7 @@ def run(spec: RunSpec, zoo_folder: Path, result: Path, steps_file: str = "") -> 
     returns, lengths = evaluate(manager, model, spec.seed)
     episodes = pd.DataFrame(recorder.episodes, columns=["timesteps", "return", "length"])
     episodes.to_csv(result / EPISODES_FILE, index=False)
-    updates = pd.DataFrame(recorder.updates, columns=["timesteps", "seconds", *RECORDED]).dropna(
-        axis="columns", how="all"
-    )
-    updates.to_csv(result / PROGRESS_FILE, index=False, float_format="%.5g")
+    pd.DataFrame(recorder.updates).to_csv(result / PROGRESS_FILE, index=False, float_format="%.5g")
     total = time.time() - psutil.Process().create_time()
     record = spec.record | {
         "status": "finished",
@@ -169,8 +144,6 @@ def run(spec: RunSpec, zoo_folder: Path, result: Path, steps_file: str = "") -> 
         "seconds": {"training": round(seconds, 2), "total": round(total, 2)},
         "cpu_seconds": {"training": round(cpu_seconds, 2), "total": round(time.process_time(), 2)},
         "peak_memory_mib": round(_peak_memory(), 1),
-        "command": _command(spec, manager.n_timesteps),
-        "package_version": __version__,
         **provenance.git_commit(),
     }
     (result / RUN_FILE).write_text(record_text(record), "utf-8")
@@ -189,9 +162,9 @@ def set_up(spec: RunSpec, folder: Path) -> tuple[ExperimentManager, OnPolicyAlgo
     config = folder / "hyperparameters.yml"
     config.write_text(yaml.safe_dump({spec.task: spec.hyperparameters}), "utf-8")
     set_random_seed(spec.seed)
-    arguments = {"algo": spec.variant.algorithm, "env": spec.task, "seed": spec.seed, "conf_file": str(config)}
+    names = {"algo": spec.variant.algorithm, "env": spec.task, "seed": spec.seed}
     manager = ExperimentManager(
-        argparse.Namespace(**arguments),
+        argparse.Namespace(**names),
         spec.variant.algorithm,
         spec.task,
         str(folder),
@@ -209,7 +182,7 @@ def set_up(spec: RunSpec, folder: Path) -> tuple[ExperimentManager, OnPolicyAlgo
         manager.vec_env_class = partial(make_vec_env, manager, spec.task)
     prepared = manager.setup_experiment()
     assert prepared is not None
-    model, _ = prepared
+    model = prepared[0]
     assert isinstance(model, OnPolicyAlgorithm)
     # RL Zoo does so for those of its command line alone.
     manager.eval_env_kwargs = manager.env_kwargs
@@ -221,12 +194,11 @@ def set_up(spec: RunSpec, folder: Path) -> tuple[ExperimentManager, OnPolicyAlgo
 
 def _judge(spec: RunSpec) -> dict[str, Any]:
     """What no YAML file can hold: the class, and the record that it goes by."""
-    name = spec.hyperparameters.get("judge_class")
-    if name is None:
+    if "judge_class" not in spec.hyperparameters:
         return {}
     recorded = {"recording": spec.recording, "seed": spec.seed} if spec.recording else {}
     kwargs = {**spec.hyperparameters.get("judge_kwargs", {}), **recorded}
-    return {"judge_class": pydoc.locate(name), "judge_kwargs": kwargs}
+    return {"judge_class": pydoc.locate(spec.hyperparameters["judge_class"]), "judge_kwargs": kwargs}
 
 
 def evaluate(manager: ExperimentManager, model: BaseAlgorithm, seed: int) -> tuple[list[float], list[int]]:
@@ -250,23 +222,13 @@ def evaluate(manager: ExperimentManager, model: BaseAlgorithm, seed: int) -> tup
     return [float(value) for value in returns], [int(length) for length in lengths]
 
 
-def _command(spec: RunSpec, n_timesteps: int) -> str:
-    """The same training by RL Zoo's own command, where that knows all of it."""
-    known = {"ppo", "trpo", *ALGORITHMS}
-    if spec.variant.algorithm not in known or spec.backend != GYMNASIUM or "judge_class" in spec.hyperparameters:
-        return ""
-    arguments = f"--algo {spec.variant.algorithm} --env {spec.task} --seed {spec.seed} -n {n_timesteps}"
-    return f"python -m rl_zoo3.train {arguments} --num-threads 1 --device cpu --eval-freq -1 --conf-file FILE"
-
-
 def _peak_memory() -> float:
     """The most memory that this process had, MiB."""
-    with contextlib.suppress(ImportError):
-        import resource
+    if sys.platform == "win32":
+        return float(psutil.Process().memory_info().peak_wset) / 2**20
+    import resource
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**20 if sys.platform == "darwin" else 2**10)
-    return float(psutil.Process().memory_info().peak_wset) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 if __name__ == "__main__":
