@@ -53,7 +53,7 @@ class Promise(NamedTuple):
     @property
     def predicted(self) -> float:
         """Improvement that is expected on fresh data. Beyond its linear prediction a gain is noise of large ratios."""
-        return self.reliability * min(self.gain, self.linear_gain)
+        return self.reliability * min(self.linear_gain, self.gain)  # so ordered, min passes NaN on
 
 
 class Improvement(NamedTuple):
