@@ -13,10 +13,10 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import nn
 from torch.func import functional_call
 
+from sb3_trustregion.core.batch import Batch
 from sb3_trustregion.core.improvement import alternating_signs, block_ids
 from sb3_trustregion.core.parameters import ParameterVector, actor_parameters
-from sb3_trustregion.core.rollouts import WEIGHT_CLIP
-from sb3_trustregion.core.surrogate import Batch, Surrogate
+from sb3_trustregion.core.surrogate import Surrogate
 
 VECTOR = spaces.Box(-1.0, 1.0, (3,))
 IMAGE = spaces.Box(0, 255, (1, 6, 6), np.uint8)
@@ -114,9 +114,7 @@ def actor_of(policy: ActorCriticPolicy) -> ParameterVector:
     return actor_parameters(policy, sample_observations(policy, 2))
 
 
-def make_batch(
-    policy: ActorCriticPolicy, n_steps: int = 60, n_envs: int = 2, seed: int = 0, reused: bool = False
-) -> Batch:
+def make_batch(policy: ActorCriticPolicy, n_steps: int = 60, n_envs: int = 2, seed: int = 0) -> Batch:
     """
     Random observations, actions of the policy, advantages that are noise.
 
@@ -124,38 +122,23 @@ def make_batch(
     :param n_steps: T
     :param n_envs: N
     :param seed: of all of it
-    :param reused: whether the actions are of another policy nearby
     """
     th.manual_seed(seed)
     n = n_steps * n_envs
     observations = sample_observations(policy, n, seed)
-    behaviour = copy.deepcopy(policy)
-    if reused:
-        perturb(behaviour, 0.05)
-    actions, log_probs = _act(behaviour, observations, n)
-    dtype = log_probs.dtype
+    behaviour, dtype = copy.deepcopy(policy), next(policy.parameters()).dtype
     with th.no_grad():
-        present = copy.deepcopy(policy).get_distribution(observations).log_prob(actions)
+        if policy.use_sde:
+            behaviour.reset_noise(n)
+        actions = behaviour.get_distribution(observations).sample()
     return Batch(
         observations=observations,
         actions=actions,
-        log_probs=log_probs,
-        weights=(present - log_probs).exp().clamp(max=WEIGHT_CLIP) if reused else th.ones(n, dtype=dtype),
         advantages=th.randn(n, dtype=dtype),
         returns=th.randn(n, dtype=dtype),
         signs=th.as_tensor(alternating_signs(n_steps, n_envs).ravel(), dtype=dtype),
         blocks=block_ids(n_steps, n_envs).ravel(),
-        reused=reused,
     )
-
-
-@th.no_grad()
-def _act(policy: ActorCriticPolicy, observations: Observations, n: int) -> tuple[th.Tensor, th.Tensor]:
-    if policy.use_sde:
-        policy.reset_noise(n)
-    distribution = policy.get_distribution(observations)
-    actions = distribution.sample()
-    return actions, distribution.log_prob(actions)
 
 
 def make_surrogate(
@@ -166,7 +149,7 @@ def make_surrogate(
 
     :param kind: one of ``KINDS``
     :param seed: of weights and batch
-    :param damping: λ
+    :param damping: per action dimension
     :param double: whether in double precision
     :param whole: whether the derivative is the whole one: SB3's gSDE takes the features of its noise for constants
     :param kwargs: as for ``make_batch``

@@ -163,7 +163,7 @@ def test_outputs_that_are_not_finite_say_nothing_about_derivatives() -> None:
 def test_training_tells_once_and_goes_on() -> None:
     arguments = {"features_extractor_class": AttentionExtractor}
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("default")
         model = AdaptiveTRPO("MlpPolicy", "Pendulum-v1", n_steps=64, policy_kwargs=arguments, seed=0, device="cpu")
         before = [parameter.detach().clone() for parameter in model.policy.parameters()]
         model.learn(3 * 64)

@@ -1,4 +1,5 @@
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,9 @@ from sb3_trustregion.core.improvement import (
     TARGET_BLOCKS,
     Estimate,
     Improvement,
+    Promise,
     alternating_signs,
+    attributable,
     batch_means,
     block_ids,
     blocks_per_env,
@@ -23,9 +26,8 @@ from sb3_trustregion.core.improvement import (
 
 Array = npt.NDArray[np.float64]
 Dones = npt.NDArray[np.bool_]
-STEP = Improvement(
-    actual=0.5, stderr=0.1, predicted=1.0, predicted_stderr=0.2, length=0.3, used_radius=True, in_sample=2.0
-)
+PROMISE = Promise(gain=2.0, gain_stderr=0.2, linear_gain=3.0, reliability=0.5, length=0.3, used_radius=True)
+STEP = Improvement(actual=0.5, stderr=0.1, promise=PROMISE)
 
 sizes = st.tuples(st.integers(1, 300), st.integers(1, 80))
 
@@ -145,7 +147,7 @@ def scores_of(rollouts: list[tuple[Array, Dones]]) -> Array:
 def test_without_a_step_the_actual_improvement_is_calibrated() -> None:
     """Calibration on a synthetic process: correlated residuals, episodes with luck, phases that sum to nothing."""
     rng, rollouts = np.random.default_rng(2), []
-    for _ in range(600):
+    for _ in range(400):
         residuals, dones = with_luck(rng, 512, 4, length=60)
         rollouts.append((residuals + 2.0 * autoregressive(rng, (512, 4), 0.6), dones))
     scores = scores_of(rollouts)
@@ -269,58 +271,119 @@ def test_a_difference_adds_variances() -> None:
     assert difference(Estimate(3.0, 0.3), Estimate(1.0, 0.4)) == pytest.approx(Estimate(2.0, 0.5))
 
 
+def promising(**changes: Any) -> Improvement:
+    return STEP._replace(promise=PROMISE._replace(**changes))
+
+
+@pytest.mark.parametrize(
+    ("gain", "linear_gain", "predicted"), [(2.0, 3.0, 1.0), (2.0, 1.0, 0.5), (-2.0, 3.0, -1.0), (2.0, -1.0, -0.5)]
+)
+def test_a_promise_is_the_reliable_share_of_a_gain_within_the_linear_one(
+    gain: float, linear_gain: float, predicted: float
+) -> None:
+    assert promising(gain=gain, linear_gain=linear_gain).predicted == predicted
+
+
 def test_the_ratio_is_actual_over_predicted() -> None:
     assert STEP.ratio == pytest.approx(0.5)
-    assert STEP._replace(predicted=-1.0).ratio == pytest.approx(-0.5)
+    assert promising(reliability=-0.5).ratio == pytest.approx(-0.5)
 
 
 def test_without_a_prediction_there_is_no_ratio() -> None:
-    assert math.isnan(STEP._replace(predicted=0.0).ratio)
+    assert math.isnan(promising(reliability=0.0).ratio)
 
 
-@pytest.mark.parametrize(("predicted", "share"), [(1.0, 0.5), (-1.0, -0.5), (0.0, 0.0), (9.0, 1.0), (-9.0, -1.0)])
-def test_the_share_of_the_gain_on_its_own_batch(predicted: float, share: float) -> None:
-    assert STEP._replace(predicted=predicted).share == share
+@pytest.mark.parametrize(("reliability", "share"), [(0.5, 0.5), (-0.5, -0.5), (0.0, 0.0), (9.0, 1.0), (-9.0, -1.0)])
+def test_the_share_of_the_gain_on_its_own_batch(reliability: float, share: float) -> None:
+    assert promising(reliability=reliability).reliability == share
+    assert promising(reliability=reliability, linear_gain=1e-9).reliability == pytest.approx(0.0, abs=1e-8)
 
 
 def test_noise_is_kept_off_zero() -> None:
     assert STEP.noise == 0.1
     assert STEP._replace(stderr=0.0).noise == pytest.approx(0.015)
-    assert STEP._replace(stderr=0.0, actual=0.0, predicted=0.0).noise == 0.0
+    assert promising(reliability=0.0)._replace(stderr=0.0, actual=0.0).noise == 0.0
 
 
-@pytest.mark.parametrize("field", ["actual", "stderr", "predicted", "predicted_stderr", "length", "in_sample"])
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_does_not_inform(field: str, value: float) -> None:
+@pytest.mark.parametrize("field", ["actual", "stderr"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e31, -1e200])
+def test_a_measurement_without_room_for_powers_does_not_inform(field: str, value: float) -> None:
     assert STEP.is_informative
     assert not STEP._replace(**{field: value}).is_informative
 
 
-@pytest.mark.parametrize("value", [1e31, -1e200])
-def test_what_has_no_room_for_powers_does_not_inform(value: float) -> None:
-    assert not STEP._replace(actual=value).is_informative
-    assert not STEP._replace(length=1e-160).is_informative
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((field, value) for field in ("gain", "gain_stderr", "length") for value in (math.nan, math.inf, -math.inf)),
+        *(("reliability", math.nan), ("reliability", -math.inf), ("linear_gain", math.nan), ("linear_gain", -math.inf)),
+        *(("length", 0.0), ("length", 1e-160)),
+    ],
+)
+def test_a_promise_that_is_not_finite_or_goes_nowhere_does_not_inform(field: str, value: float) -> None:
+    assert not promising(**{field: value}).is_informative
 
 
-@pytest.mark.parametrize(("in_sample", "expected"), [(1.0, True), (1e-20, True), (0.0, False), (-1.0, False)])
-def test_only_a_gain_on_the_own_batch_is_a_promise(in_sample: float, expected: bool) -> None:
-    assert STEP._replace(in_sample=in_sample).is_promising == expected
+@pytest.mark.parametrize(("gain", "expected"), [(1.0, True), (1e-20, True), (0.0, False), (-1.0, False)])
+def test_only_a_gain_on_the_own_batch_is_a_promise(gain: float, expected: bool) -> None:
+    assert promising(gain=gain).is_promising == expected
 
 
 def test_a_task_without_rewards_does_not_inform() -> None:
-    assert not STEP._replace(actual=0.0, stderr=0.0, predicted=0.0).is_informative
-
-
-def test_a_step_that_went_nowhere_does_not_inform() -> None:
-    assert not STEP._replace(length=0.0).is_informative
+    assert not promising(gain=0.0)._replace(actual=0.0, stderr=0.0).is_informative
 
 
 @given(
     actual=st.floats(-1e6, 1e6),
-    predicted=st.floats(-1e6, 1e6).filter(bool),
+    gain=st.floats(-1e6, 1e6).filter(bool),
     scale=st.floats(1e-3, 1e3),
 )
-def test_the_ratio_has_no_units(actual: float, predicted: float, scale: float) -> None:
-    one = STEP._replace(actual=actual, predicted=predicted)
-    other = STEP._replace(actual=scale * actual, predicted=scale * predicted)
+def test_the_ratio_has_no_units(actual: float, gain: float, scale: float) -> None:
+    one = promising(gain=gain, linear_gain=gain)._replace(actual=actual)
+    other = promising(gain=scale * gain, linear_gain=scale * gain)._replace(actual=scale * actual)
     assert other.ratio == pytest.approx(one.ratio, rel=1e-9)
+
+
+# Whose a loss is
+
+
+class Loss(NamedTuple):
+    """A rollout whose residuals fell, and what the old policy would have done."""
+
+    residuals: Array
+    ratios: Array
+    dones: Dones
+
+
+def loss(of_step: float, of_environment: float, seed: int = 0) -> Loss:
+    """
+    The new policy takes one of two actions with probability 0.8, the old one took it with 0.5.
+
+    That action costs ``of_step`` more than the old policy's mean, the other one pays the same: zero at the old policy.
+    """
+    rng = np.random.default_rng(seed)
+    taken = rng.random((2000, 4)) < 0.8
+    residuals = np.where(taken, -of_step, of_step) - of_environment + 0.1 * rng.standard_normal(taken.shape)
+    return Loss(residuals, np.where(taken, 0.5 / 0.8, 0.5 / 0.2), np.zeros(taken.shape, dtype=bool))
+
+
+BEFORE = Estimate(0.0, 0.01)
+
+
+def test_a_loss_of_the_step_alone_is_left_as_it_was_measured() -> None:
+    assert attributable(*loss(of_step=1.0, of_environment=0.0), BEFORE, significance=3.0) is None
+
+
+@pytest.mark.parametrize("of_step", [0.0, 1.0])
+def test_of_a_loss_that_the_old_policy_would_have_met_the_step_answers_for_its_share(of_step: float) -> None:
+    measured = attributable(*loss(of_step, of_environment=2.0), BEFORE, significance=3.0)
+    assert measured is not None
+    # Of E[(1 - r)·d] the environment's part vanishes: E[1 - r] = 0.
+    assert measured.mean == pytest.approx(-0.6 * of_step, abs=4.0 * measured.stderr)
+    assert measured.stderr < 0.1
+
+
+def test_what_is_lost_without_significance_is_not_divided() -> None:
+    divided = loss(of_step=1.0, of_environment=0.2)
+    assert attributable(*divided, BEFORE, significance=3.0) is not None
+    assert attributable(*divided, Estimate(0.0, 10.0), significance=3.0) is None

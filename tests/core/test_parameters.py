@@ -2,16 +2,19 @@ import copy
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
-from sb3_trustregion.core.divergence import distribution_parameters
+from sb3_trustregion.core.distributions import distribution_parameters
 from sb3_trustregion.core.parameters import (
+    NOBODY,
     actor_parameters,
     critic_parameters,
+    fingerprint,
     is_finite,
     restore,
     snapshot,
@@ -119,16 +122,16 @@ def test_frozen_parameters_belong_to_nobody() -> None:
     assert "value_net.weight" in critic
 
 
-def test_a_policy_without_an_actor_is_refused() -> None:
+def test_where_all_that_acts_is_frozen_nobody_does() -> None:
     policy = make_policy("box")
     for name, parameter in policy.named_parameters():
         parameter.requires_grad_(name.startswith("value_net"))
-    with pytest.raises(ValueError, match="policy must have trainable parameters that influence its action"):
-        actor_of(policy)
+    assert actor_of(policy) == NOBODY
+    assert names_of(policy, critic_parameters(policy, NOBODY)) == {"value_net.weight", "value_net.bias"}
     for parameter in policy.parameters():
         parameter.requires_grad_(False)
-    with pytest.raises(ValueError, match="found none"):
-        actor_of(policy)
+    assert actor_of(policy) == NOBODY
+    assert critic_parameters(policy, NOBODY) == []
 
 
 @every_kind
@@ -186,6 +189,57 @@ def buffered(kind: str = "separate_images") -> ActorCriticPolicy:
     return policy
 
 
+# Copies know nothing of a frozen parameter
+
+
+def test_a_snapshot_is_of_what_an_update_may_change() -> None:
+    policy = buffered()
+    policy.log_std.requires_grad_(False)
+    names = {name for name, _ in policy.named_parameters()} - {"log_std"}
+    assert snapshot(policy).keys() == names | {"counts", "statistics"}
+
+
+def some_steps(policy: ActorCriticPolicy, rate: float = 0.0) -> None:
+    for parameter in policy.parameters():
+        parameter.grad = th.ones_like(parameter)
+    policy.optimizer.param_groups[0]["lr"] = rate
+    policy.optimizer.step()
+
+
+@pytest.mark.parametrize("with_optimizer", [False, True])
+def test_a_fingerprint_tells_any_change_of_the_policy(with_optimizer: bool) -> None:
+    policy = make_policy("box", double=False)
+    original = fingerprint(policy, with_optimizer)
+    assert fingerprint(copy.deepcopy(policy), with_optimizer) == original
+    weight = policy.action_net.weight
+    seen = {original}
+    with th.no_grad():
+        weight[0, 0] = float(np.nextafter(np.float32(weight[0, 0]), np.float32(9.0)))  # one bit
+    seen.add(fingerprint(policy, with_optimizer))
+    weight.requires_grad_(False)
+    seen.add(fingerprint(policy, with_optimizer))
+    policy.value_net.weight = nn.Parameter(policy.value_net.weight.T.clone().T + 1.0)
+    seen.add(fingerprint(policy, with_optimizer))
+    assert len(seen) == 4
+
+
+def test_the_optimisers_state_counts_where_it_is_asked_for() -> None:
+    policy = make_policy("box")
+    plain, joint = fingerprint(policy), fingerprint(policy, with_optimizer=True)
+    some_steps(policy)
+    assert fingerprint(policy) == plain
+    after = fingerprint(policy, with_optimizer=True)
+    assert after != joint
+    state = policy.optimizer.state_dict()
+    policy.optimizer.param_groups[0]["lr"] = 0.5  # a schedule goes on
+    assert fingerprint(policy, with_optimizer=True) == after
+    policy.optimizer = th.optim.SGD(policy.parameters(), lr=0.0, momentum=0.9)
+    assert fingerprint(policy, with_optimizer=True) not in (joint, after)
+    policy.optimizer = th.optim.Adam(policy.parameters())
+    policy.optimizer.load_state_dict(state)
+    assert fingerprint(policy, with_optimizer=True) == after
+
+
 def spoil(policy: ActorCriticPolicy, value: float) -> None:
     with th.no_grad():
         for tensor in [*policy.parameters(), *policy.buffers()]:
@@ -209,7 +263,7 @@ def test_some_names_come_back_alone() -> None:
     actor = actor_of(policy)
     before = snapshot(policy)
     spoil(policy, 7.0)
-    restore(policy, before, actor.names)
+    restore(policy, {name: before[name] for name in actor.names})
     now = snapshot(policy)
     assert set(now) > set(actor.names)
     assert all(th.equal(now[name], before[name]) == (name in actor.names) for name in now)

@@ -6,10 +6,10 @@ regimes: where a good step's improvement is a fifth of its standard error, as wi
 one and a half of them, as with a hundred thousand.
 """
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sb3_trustregion.core.improvement import Improvement
+from sb3_trustregion.core.improvement import Improvement, Promise
 from sb3_trustregion.core.radius import (
     GROWTH,
-    LEAST_SHARE,
+    LEAST_RELIABILITY,
     OUTLIER,
     REMEMBERED,
     ROLLBACK_SHRINKAGE,
@@ -29,19 +29,34 @@ from sb3_trustregion.core.radius import (
     SHRINKAGE,
     RadiusRule,
     TrustRegionState,
+    restarted,
     shrink_radius,
     update_radius,
 )
 
 RULE = RadiusRule()
-# Promised 1, and 1 on its own batch too; nothing measured yet says whether it was kept.
-STEP = Improvement(
-    actual=1.0, stderr=0.1, predicted=1.0, predicted_stderr=0.1, length=0.5, used_radius=True, in_sample=1.0
-)
-START = TrustRegionState(radius=0.01)
+START = TrustRegionState(radius=0.01, given=0.01)
 
 Array = npt.NDArray[np.float64]
 Alteration = Callable[[Improvement, np.random.Generator], Improvement]
+
+
+def step(
+    actual: float = 1.0,
+    stderr: float = 0.1,
+    predicted: float = 1.0,
+    gain: float = 1.0,
+    length: float = 0.5,
+    used_radius: bool = True,
+) -> Improvement:
+    """A step that promised 1, and 1 on its own batch too, and kept it."""
+    reliability = predicted / gain if gain != 0.0 else 1.0
+    return Improvement(actual, stderr, Promise(gain, 0.1, 2.0 * abs(gain), reliability, length, used_radius))
+
+
+def with_promise(measured: Improvement, **changes: Any) -> Improvement:
+    """The same with another promise."""
+    return measured._replace(promise=measured.promise._replace(**changes))
 
 
 # The table
@@ -49,7 +64,7 @@ Alteration = Callable[[Improvement, np.random.Generator], Improvement]
 
 def decided(rule: RadiusRule, **changes: Any) -> float:
     """By what the first step ever judged scales the radius."""
-    return update_radius(START, STEP._replace(**changes), rule).radius / START.radius
+    return update_radius(START, step(**changes), rule).radius / START.radius
 
 
 def noise_aware(actual: float) -> float:
@@ -100,7 +115,7 @@ def test_a_fixed_radius_stays(actual: float) -> None:
 
 
 def test_a_fixed_radius_still_rolls_back() -> None:
-    after = update_radius(START, STEP._replace(actual=-9.0), replace(RULE, kind="fixed"))
+    after = update_radius(START, step(actual=-9.0), replace(RULE, kind="fixed"))
     assert (after.rolled_back, after.n_rollbacks, after.radius) == (True, 1, START.radius)
 
 
@@ -117,35 +132,35 @@ def test_a_clip_range_moves_by_the_root(exponent: float, power: float) -> None:
 @pytest.mark.parametrize("kind", RULES)
 def test_nothing_to_judge_changes_nothing(kind: str) -> None:
     rule = replace(RULE, kind=kind)
-    before = update_radius(START, STEP._replace(actual=-9.0), rule)
+    before = update_radius(START, step(actual=-9.0), rule)
     assert before.rolled_back
-    for nothing in (None, STEP._replace(actual=math.nan), STEP._replace(stderr=math.inf), STEP._replace(length=0.0)):
+    for nothing in (None, step(actual=math.nan), step(stderr=math.inf), step(length=0.0)):
         assert update_radius(before, nothing, rule) == replace(before, rolled_back=False, factor=1.0)
 
 
 def test_sums_fade_over_the_window() -> None:
     rule, state = replace(RULE, window=4, rollback_z=None), START
     for i in range(6):
-        state = update_radius(state, STEP._replace(actual=0.1 * i, predicted=1.0 + i, in_sample=10.0), rule)
+        state = update_radius(state, step(actual=0.1 * i, predicted=1.0 + i, gain=10.0), rule)
     fades = [0.75 ** (5 - i) for i in range(6)]
     assert state.actual == pytest.approx(sum(f * 0.1 * i for i, f in enumerate(fades)))
     assert state.predicted == pytest.approx(sum(f * (1.0 + i) for i, f in enumerate(fades)))
     assert state.variance == pytest.approx(sum(f**2 * 0.01 for f in fades))
     assert state.weight == pytest.approx(sum(fades))
-    assert state.share == pytest.approx(sum(f * (0.1 + 0.1 * i) for i, f in enumerate(fades)))
+    assert state.reliability == pytest.approx(sum(f * (0.1 + 0.1 * i) for i, f in enumerate(fades)))
     assert state.n_judged == 6
 
 
 def test_a_window_of_one_forgets_all_but_the_last() -> None:
     rule = replace(RULE, window=1)
-    state = update_radius(update_radius(START, STEP._replace(predicted=7.0), rule), STEP, rule)
+    state = update_radius(update_radius(START, step(predicted=7.0), rule), step(), rule)
     assert (state.actual, state.predicted, state.weight) == (1.0, 1.0, 1.0)
 
 
 def test_the_pooled_ratio_is_a_ratio_of_sums() -> None:
-    state = update_radius(START, STEP._replace(actual=0.5, predicted=1e-6), replace(RULE, rollback_z=None))
+    state = update_radius(START, step(actual=0.5, predicted=1e-6), replace(RULE, rollback_z=None))
     for _ in range(5):
-        state = update_radius(state, STEP._replace(actual=0.4), RULE)
+        state = update_radius(state, step(actual=0.4), RULE)
     assert state.pooled_ratio == pytest.approx(state.actual / state.predicted)
     assert 0.4 < state.pooled_ratio < 0.55  # the mean of ratios is 80,000
     assert state.pooled_ratio_stderr == pytest.approx(math.sqrt(state.variance) / state.predicted)
@@ -154,14 +169,14 @@ def test_the_pooled_ratio_is_a_ratio_of_sums() -> None:
 def test_before_the_first_step_there_is_no_ratio() -> None:
     assert math.isnan(START.pooled_ratio)
     assert math.isnan(START.pooled_ratio_stderr)
-    assert START.pooled_share == 1.0
+    assert START.pooled_reliability == 1.0
 
 
 def test_the_share_of_promises_is_kept_off_zero() -> None:
     state = START
     for _ in range(5):
-        state = update_radius(state, STEP._replace(predicted=-1.0), RULE)
-    assert state.pooled_share == LEAST_SHARE
+        state = update_radius(state, step(predicted=-1.0), RULE)
+    assert state.pooled_reliability == LEAST_RELIABILITY
 
 
 @pytest.mark.parametrize("surprise", [1e9, -1e9])
@@ -169,22 +184,22 @@ def test_one_freak_rollout_does_not_rule_the_window(surprise: float) -> None:
     rule = replace(RULE, rollback_z=None)
     state = START
     for _ in range(20):
-        state = update_radius(state, STEP._replace(actual=0.5), rule)
+        state = update_radius(state, step(actual=0.5), rule)
     # A standard error that does not see it, and the largest surprise that counts.
-    freak = update_radius(state, STEP._replace(actual=surprise, stderr=0.1), rule)
-    noise = STEP._replace(actual=surprise).noise
-    expected = STEP.length * (1.0 + math.copysign(OUTLIER * (noise + 1.0), surprise)) / noise
+    freak = update_radius(state, step(actual=surprise, stderr=0.1), rule)
+    noise = step(actual=surprise).noise
+    expected = step().promise.length * (1.0 + math.copysign(OUTLIER * (noise + 1.0), surprise)) / noise
     assert freak.gained == pytest.approx(state.gained * (1.0 - 1.0 / rule.window) + expected)
     assert abs(expected) < 7.0
 
 
 def test_a_full_shrinkage_takes_from_the_evidence_on_longer_steps() -> None:
     rule = replace(RULE, rollback_z=None)
-    kept, shrunk = (update_radius(START, STEP._replace(actual=actual), rule) for actual in (0.25, 0.1))
+    kept, shrunk = (update_radius(START, step(actual=actual), rule) for actual in (0.25, 0.1))
     assert kept.factor == pytest.approx(0.64)
     assert shrunk.factor == SHRINKAGE
-    assert kept.gained_variance == pytest.approx(STEP.length**2)
-    assert shrunk.gained_variance == pytest.approx(REMEMBERED * STEP.length**2)
+    assert kept.gained_variance == pytest.approx(step().promise.length ** 2)
+    assert shrunk.gained_variance == pytest.approx(REMEMBERED * step().promise.length ** 2)
     assert shrunk.promised == pytest.approx(REMEMBERED * kept.promised)
     assert shrunk.leverage == pytest.approx(REMEMBERED * kept.leverage)
     assert shrunk.gained == pytest.approx(REMEMBERED * kept.gained * 0.1 / 0.25)
@@ -194,7 +209,7 @@ def test_a_full_shrinkage_takes_from_the_evidence_on_longer_steps() -> None:
 @pytest.mark.parametrize(
     ("argument", "value", "message"),
     [
-        ("kind", "best", "radius_rule must be one of .*, got 'best'"),
+        ("kind", "best", "radius_rule must be a function or one of .*, got 'best'"),
         ("window", 0, "radius_window must be an integer >= 1, got 0"),
         ("window", 2.5, "radius_window must be an integer >= 1, got 2.5"),
         ("window", True, "radius_window must be an integer >= 1, got True"),
@@ -219,7 +234,7 @@ def test_a_rule_out_of_range_is_refused(argument: str, value: Any, message: str)
 def after_shares(shares: list[float], state: TrustRegionState = START) -> TrustRegionState:
     """Steps that keep all that they promise, of whose gain on their own batch these shares hold on fresh data."""
     for share in shares:
-        state = update_radius(state, STEP._replace(predicted=share, actual=max(share, 0.0)), RULE)
+        state = update_radius(state, step(predicted=share, actual=max(share, 0.0)), RULE)
     return state
 
 
@@ -236,33 +251,69 @@ def test_small_gains_that_hold_let_it_grow() -> None:
     assert after_shares([-0.15, 0.3] * 15).factor == GROWTH
 
 
-def test_a_state_without_the_squares_of_shares_goes_on() -> None:
-    older = after_shares([0.2] * 5).as_dict()
-    del older["share_squares"]
-    assert after_shares([0.2], TrustRegionState.from_dict(older)).share_squares == pytest.approx(0.04)
-
-
 def some_state() -> TrustRegionState:
     state = replace(START, radius=1.0)
     for i in range(20):
-        state = update_radius(state, STEP._replace(actual=math.sin(i), predicted=math.pi / (i + 1)), RULE)
+        state = update_radius(state, step(actual=math.sin(i), predicted=math.pi / (i + 1)), RULE)
     return state
 
 
 def test_a_state_comes_back_bit_for_bit() -> None:
     state = some_state()
     assert all(getattr(state, field.name) != field.default for field in fields(state) if field.name != "rolled_back")
-    assert TrustRegionState.from_dict(state.as_dict()) == state
-    assert TrustRegionState.from_dict(json.loads(json.dumps(state.as_dict()))) == state
+    assert TrustRegionState(**state.as_dict()) == state
 
 
 def test_a_state_is_of_plain_numbers() -> None:
     assert {type(value) for value in some_state().as_dict().values()} == {float, int, bool}
 
 
-def test_a_state_of_another_version_is_read() -> None:
-    older = {"radius": 0.3, "n_judged": 7, "no_longer_known": 1.0}
-    assert TrustRegionState.from_dict(older) == TrustRegionState(radius=0.3, n_judged=7)
+# What the user sets
+
+
+def test_another_initial_radius_starts_anew_but_counters_go_on() -> None:
+    rule, state = replace(RULE, maximum=0.5), replace(some_state(), given=0.01)
+    anew = restarted(state, rule, start=0.02, given=0.02)
+    assert anew == TrustRegionState(radius=0.02, given=0.02).counting_on(state)
+    assert anew.n_judged == state.n_judged > 0
+    assert anew.weight == 0.0
+
+
+def test_the_same_initial_radius_changes_nothing() -> None:
+    state = replace(some_state(), given=0.01)
+    assert restarted(state, RULE, start=0.01, given=0.01) == state
+
+
+@pytest.mark.parametrize(("bounds", "radius"), [((0.1, 0.5), 0.5), ((2.0, 3.0), 2.0), ((0.1, 3.0), 1.0)])
+def test_new_bounds_take_hold_at_once(bounds: tuple[float, float], radius: float) -> None:
+    state = TrustRegionState(radius=1.0, given=1.0, gained=7.0)
+    rule = RadiusRule(minimum=bounds[0], maximum=bounds[1])
+    assert restarted(state, rule, start=1.0, given=1.0) == replace(state, radius=radius)
+
+
+def test_a_radius_that_is_to_stay_is_the_initial_one() -> None:
+    state = TrustRegionState(radius=1.0, given=0.01, gained=7.0)
+    assert restarted(state, replace(RULE, kind="fixed"), start=0.01, given=0.01) == replace(state, radius=0.01)
+
+
+def test_a_rule_may_be_a_function() -> None:
+    """From the pooled evidence, this step included, and the step to the factor on its squared length."""
+    seen = []
+
+    def own(state: TrustRegionState, measured: Improvement) -> float:
+        seen.append((state, measured))
+        return 4.0 if measured.actual > 0.5 else 0.5
+
+    measured = step(actual=0.75)
+    after = update_radius(START, measured, RadiusRule(own, exponent=1.0))
+    assert after.radius == pytest.approx(2.0 * START.radius)
+    assert seen[0][1] == measured
+    assert (seen[0][0].actual, seen[0][0].n_judged) == (0.75, 1)
+    # Its answer to no improvement at all would have been another one.
+    assert after.n_feedback == 1
+    assert update_radius(START, step(used_radius=False), RadiusRule(own)).radius == START.radius
+    assert update_radius(START, step(actual=-9.0), RadiusRule(own)).rolled_back
+    assert shrink_radius(START, RadiusRule(own)).radius == ROLLBACK_SHRINKAGE * START.radius
 
 
 # What any rule must do
@@ -300,14 +351,12 @@ class Objective(NamedTuple):
         """What a step that uses its radius promises and brings."""
         length, noise = math.sqrt(2.0 * radius), self.noise
         promise_noise = 0.4 * noise * length
-        return Improvement(
+        return step(
             actual=self.improvement(radius) + noise * rng.standard_normal(),
             stderr=noise,
             predicted=self.slope * length + promise_noise * rng.standard_normal(),
-            predicted_stderr=promise_noise,
+            gain=length / self.reliable,
             length=length,
-            used_radius=True,
-            in_sample=length / self.reliable,
         )
 
 
@@ -353,6 +402,12 @@ def radii(objective: Objective, start: float, n_updates: int, n_runs: int = N_RU
     return np.array([[state.radius / objective.best_radius for state in states] for states in runs])
 
 
+@cache
+def calm(objective: Objective) -> Array:
+    """150 updates from the best radius, undisturbed: what others are compared with."""
+    return radii(objective, 1.0, 150)
+
+
 def within(one: Array, other: Array, factor: float) -> npt.NDArray[np.bool_]:
     return np.abs(np.log(one / other)) < math.log(factor)
 
@@ -361,7 +416,7 @@ def within(one: Array, other: Array, factor: float) -> npt.NDArray[np.bool_]:
 @pytest.mark.parametrize("wrong", [1 / 20, 20.0])
 def test_1_it_comes_back_to_where_it_would_have_been(objective: Objective, wrong: float) -> None:
     """From a first radius that is wrong by 20×, within a few dozen updates."""
-    off, right = radii(objective, wrong, 60), radii(objective, 1.0, 60)
+    off, right = radii(objective, wrong, 60), calm(objective)[:, :60]
     assert np.median(np.abs(np.log(off[:, 0] / right[:, 0]))) > math.log(5.0)
     assert within(np.median(off[:, 40:], axis=0), np.median(right[:, 40:], axis=0), 1.5).all()
     assert within(off[:, 59], right[:, 59], 3.0).mean() >= 0.8
@@ -374,16 +429,16 @@ def test_1_it_comes_back_to_where_it_would_have_been(objective: Objective, wrong
 @pytest.mark.parametrize("wrong", [1 / 20, 20.0])
 def test_1_it_comes_back_also_in_the_middle_of_a_run(objective: Objective, wrong: float) -> None:
     """With sums that are full of what was before."""
-    disturbed, calm = (radii(objective, 1.0, 150, disturb=factors) for factors in ({80: wrong}, {}))
-    assert not within(disturbed[:, 80], calm[:, 80], 5.0).any()
-    assert within(np.median(disturbed[:, 120:], axis=0), np.median(calm[:, 120:], axis=0), 1.5).all()
-    assert within(disturbed[:, 149], calm[:, 149], 3.0).mean() >= 0.8
+    disturbed, undisturbed = radii(objective, 1.0, 150, disturb={80: wrong}), calm(objective)
+    assert not within(disturbed[:, 80], undisturbed[:, 80], 5.0).any()
+    assert within(np.median(disturbed[:, 120:], axis=0), np.median(undisturbed[:, 120:], axis=0), 1.5).all()
+    assert within(disturbed[:, 149], undisturbed[:, 149], 3.0).mean() >= 0.8
 
 
 @both_regimes
 def test_1_no_run_is_lost_to_bad_luck_at_the_start(objective: Objective) -> None:
     """An unlucky draw among the first steps is forgotten: it must not hold the radius down for good."""
-    assert radii(objective, 1 / 20, 80, n_runs=150)[:, 79].min() > 0.1
+    assert radii(objective, 1 / 20, 80, n_runs=80)[:, 79].min() > 0.1
 
 
 def test_2_it_heeds_the_standard_error() -> None:
@@ -396,27 +451,27 @@ def test_2_it_heeds_the_standard_error() -> None:
 @pytest.mark.parametrize(("z", "rolled_back"), [(0.0, False), (2.9, False), (3.1, True), (50.0, True)])
 def test_2_inconclusive_evidence_does_not_roll_back(z: float, rolled_back: bool) -> None:
     for kind in RULES:
-        after = update_radius(START, STEP._replace(actual=-0.1 * z), replace(RULE, kind=kind))
+        after = update_radius(START, step(actual=-0.1 * z), replace(RULE, kind=kind))
         assert after.rolled_back == rolled_back
 
 
 def test_2_it_pools_sums_not_ratios() -> None:
     """A step that promised next to nothing has a ratio of any size; its sums weigh next to nothing."""
-    tiny = STEP._replace(predicted=1e-3, in_sample=1e-3, length=5e-4, actual=-0.05)
+    tiny = step(predicted=1e-3, gain=1e-3, length=5e-4, actual=-0.05)
     assert tiny.ratio == pytest.approx(-50.0)
     plain = tainted = START
     for i in range(20):
-        plain = update_radius(plain, STEP._replace(actual=0.3), RULE)
-        tainted = update_radius(tainted, STEP._replace(actual=0.3), RULE)
+        plain = update_radius(plain, step(actual=0.3), RULE)
+        tainted = update_radius(tainted, step(actual=0.3), RULE)
         if i % 5 == 0:
             tainted = update_radius(tainted, tiny, replace(RULE, window=10**9))
-    last = STEP._replace(actual=0.3)
+    last = step(actual=0.3)
     assert update_radius(tainted, last, RULE).factor == pytest.approx(update_radius(plain, last, RULE).factor, rel=0.02)
 
 
 def test_2_what_one_step_cannot_say_many_can() -> None:
     """A loss of one standard error: noise once, evidence after some of it."""
-    loss = STEP._replace(actual=0.0, stderr=1.0)
+    loss = step(actual=0.0, stderr=1.0)
     state = update_radius(START, loss, RULE)
     assert state.factor == GROWTH
     for _ in range(9):
@@ -428,7 +483,7 @@ def test_2_what_one_step_cannot_say_many_can() -> None:
 def test_3_the_radius_follows_the_truth(objective: Objective) -> None:
     """The same promises, another curvature: only ``actual`` tells, and the radius goes where the best step is."""
     bent, straight = (objective._replace(curvature=curvature) for curvature in (2.0, 0.5))
-    settled = [np.median(radii(shape, 1.0, 150)[:, 60:]) * shape.best_radius for shape in (bent, straight)]
+    settled = [np.median(radii(shape, 1.0, 120, n_runs=12)[:, 60:]) * shape.best_radius for shape in (bent, straight)]
     assert straight.best_radius / bent.best_radius == 16.0
     assert settled[1] / settled[0] == pytest.approx(16.0, rel=0.6)
 
@@ -456,9 +511,9 @@ class Shuffled:
 @both_regimes
 def test_3_it_is_feedback(objective: Objective) -> None:
     """Without what was measured it would go elsewhere: down without improvements, up without disappointments."""
-    true = np.median(radii(objective, 1.0, 150)[:, 100:])
-    assert np.median(radii(objective, 1.0, 150, alter=nothing_measured)[:, 100:]) < 0.5 * true
-    assert np.median(radii(objective, 1.0, 150, alter=promise_kept)[:, 100:]) > 20.0 * true
+    true = np.median(calm(objective)[:, 100:])
+    assert np.median(radii(objective, 1.0, 150, n_runs=8, alter=nothing_measured)[:, 100:]) < 0.5 * true
+    assert np.median(radii(objective, 1.0, 150, n_runs=8, alter=promise_kept)[:, 100:]) > 20.0 * true
 
 
 @both_regimes
@@ -497,7 +552,7 @@ def test_3_the_decisions_that_feedback_made_are_counted(objective: Objective) ->
 )
 def test_3_a_decision_counts_if_zero_would_have_made_another(kind: str, actual: float, counted: int) -> None:
     rule = replace(RULE, kind=kind)
-    assert update_radius(START, STEP._replace(actual=actual), rule).n_feedback == counted
+    assert update_radius(START, step(actual=actual), rule).n_feedback == counted
 
 
 @both_regimes
@@ -514,8 +569,8 @@ def test_4_a_collapse_is_undone_at_once(objective: Objective) -> None:
 
 def test_4_a_collapse_is_undone_whatever_the_step_promised() -> None:
     """A PPO update may lose on its own batch: then there is no ratio, and still a collapse."""
-    for in_sample in (0.0, -1.0):
-        worse = STEP._replace(actual=-9.0, predicted=in_sample, in_sample=in_sample)
+    for gain in (0.0, -1.0):
+        worse = step(actual=-9.0, predicted=gain, gain=gain)
         after = update_radius(START, worse, RULE)
         assert (after.rolled_back, after.n_rollbacks) == (True, 1)
         assert after.radius == pytest.approx(ROLLBACK_SHRINKAGE * START.radius)
@@ -523,31 +578,30 @@ def test_4_a_collapse_is_undone_whatever_the_step_promised() -> None:
         assert harmless == START
 
 
-@both_regimes
-def test_4_noise_is_not_undone(objective: Objective) -> None:
+def test_4_noise_is_not_undone() -> None:
     """Steps that change nothing at all: three standard errors are met once in 740 times."""
 
     def unchanged(measured: Improvement, rng: np.random.Generator) -> Improvement:
         return measured._replace(actual=measured.stderr * rng.standard_normal())
 
-    n_rollbacks = sum(run(objective, 1.0, 60, seed, alter=unchanged)[-1].n_rollbacks for seed in range(100))
+    n_rollbacks = sum(run(NOISY, 1.0, 60, seed, alter=unchanged)[-1].n_rollbacks for seed in range(100))
     assert 0 < n_rollbacks <= 20  # of 6000
 
 
 def test_4_none_never_undoes() -> None:
     for kind in RULES:
-        after = update_radius(START, STEP._replace(actual=-1e6), replace(RULE, kind=kind, rollback_z=None))
+        after = update_radius(START, step(actual=-1e6), replace(RULE, kind=kind, rollback_z=None))
         assert not after.rolled_back
         assert after.n_rollbacks == 0
 
 
 def test_4_without_a_standard_error_nothing_is_undone() -> None:
     """The surrogate on its own batch has none."""
-    assert not update_radius(START, STEP._replace(actual=-9.0, stderr=0.0), RULE).rolled_back
+    assert not update_radius(START, step(actual=-9.0, stderr=0.0), RULE).rolled_back
 
 
 def test_4_what_a_rejected_step_taught_stays() -> None:
-    after = update_radius(START, STEP._replace(actual=-9.0), RULE)
+    after = update_radius(START, step(actual=-9.0), RULE)
     assert after.gained < 0.0
     assert after.actual == -9.0
     assert after.n_judged == 1
@@ -574,7 +628,7 @@ def test_6_steps_that_stop_short_do_not_blow_the_radius_up(objective: Objective)
     """A search that never goes further than a tenth of the best, whatever it may."""
 
     def short(measured: Improvement, rng: np.random.Generator) -> Improvement:
-        return objective.measure(0.1 * objective.best_radius, rng)._replace(used_radius=False)
+        return with_promise(objective.measure(0.1 * objective.best_radius, rng), used_radius=False)
 
     assert radii(objective, 1.0, 100, n_runs=5, alter=short).max() <= 1.0
 
@@ -586,15 +640,14 @@ def test_7_the_default_bounds_span_decades() -> None:
 any_float = st.one_of(st.floats(), st.floats(-10.0, 10.0), st.just(0.0))
 improvements = st.one_of(
     st.none(),
-    st.builds(Improvement, any_float, any_float.map(abs), any_float, any_float, any_float, st.booleans(), any_float),
+    st.builds(step, any_float, any_float.map(abs), any_float, any_float, any_float, st.booleans()),
     st.builds(
-        Improvement, st.floats(-1, 1), st.floats(0, 1), st.floats(-1, 1), st.just(0.1), st.floats(0, 2), st.booleans(),
-        st.floats(-0.1, 1),
+        step, st.floats(-1, 1), st.floats(0, 1), st.floats(-1, 1), st.floats(-0.1, 1), st.floats(0, 2), st.booleans()
     ),
-)  # fmt: skip
+)
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(
     kind=st.sampled_from(list(RULES)),
     window=st.integers(1, 100),
@@ -606,13 +659,12 @@ def test_7_the_radius_stays_within_its_bounds(
 ) -> None:
     """Whatever is measured, finite or not, in any order."""
     rule = RadiusRule(kind=kind, window=window, minimum=1e-3, maximum=1.0, exponent=exponent)
-    state = TrustRegionState(radius=0.01)
+    state = TrustRegionState(radius=0.01, given=0.01)
     for measured, is_invalid in steps:
         before = state
         state = shrink_radius(state, rule) if is_invalid else update_radius(state, measured, rule)
         assert rule.minimum <= state.radius <= rule.maximum
         assert all(math.isfinite(value) for value in state.as_dict().values())
-        assert TrustRegionState.from_dict(json.loads(json.dumps(state.as_dict()))) == state
         assert 0 <= state.n_judged - before.n_judged <= 1
         assert 0 <= state.n_rollbacks - before.n_rollbacks <= state.rolled_back
         assert 0 <= state.n_feedback - before.n_feedback <= 1
@@ -625,7 +677,7 @@ def test_7_a_bound_is_no_end() -> None:
     for actual, expected in ((-1.0, 0.1), (1.0, 1.0), (-1.0, 0.1)):
         for _ in range(40):
             s = math.sqrt(2.0 * state.radius)
-            state = update_radius(state, STEP._replace(actual=actual * s, predicted=s, in_sample=s, length=s), rule)
+            state = update_radius(state, step(actual=actual * s, predicted=s, gain=s, length=s), rule)
         assert state.radius == expected
 
 
@@ -634,11 +686,13 @@ def test_where_nothing_is_promised_harm_alone_decides(objective: Objective) -> N
     """Pure noise for a gradient: every step still gains on its own batch, none brings anything, long ones hurt."""
 
     def noise_only(measured: Improvement, rng: np.random.Generator) -> Improvement:
-        promised = objective.slope * measured.length
-        return measured._replace(actual=measured.actual - promised, predicted=measured.predicted - promised)
+        promise = measured.promise
+        promised = objective.slope * promise.length
+        nothing = with_promise(measured, reliability=(measured.predicted - promised) / promise.gain)
+        return nothing._replace(actual=measured.actual - promised)
 
-    promising = radii(objective, 1.0, 200)[:, 100:]
-    hopeless = radii(objective, 1.0, 200, alter=noise_only)[:, 100:]
+    promising = calm(objective)[:, 75:]
+    hopeless = radii(objective, 1.0, 150, alter=noise_only)[:, 75:]
     assert np.median(hopeless) < 0.8 * np.median(promising)
     assert hopeless.max() < 0.2 * RULE.maximum / objective.best_radius
 
@@ -647,4 +701,4 @@ def test_the_textbook_rule_is_lost_in_noise() -> None:
     """Why there is another: at a fifth of a standard error it shrinks for ever."""
     rule = replace(RULE, kind="textbook")
     assert np.median(radii(NOISY, 1.0, 100, rule=rule)[:, 99]) < 1e-3
-    assert np.median(radii(NOISY, 1.0, 100)[:, 99]) > 0.5
+    assert np.median(calm(NOISY)[:, 99]) > 0.5

@@ -1,11 +1,10 @@
 import math
 
-import numpy as np
 import pytest
 import torch as th
 
 from sb3_trustregion.core.improvement import batch_means
-from sb3_trustregion.core.surrogate import LEAST_FISHER_STATES, Batch, Surrogate, is_supported, take
+from sb3_trustregion.core.surrogate import LEAST_FISHER_STATES, Surrogate
 from tests.core.policies import (
     KINDS,
     Untouched,
@@ -19,7 +18,6 @@ from tests.core.policies import (
 )
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
-on_and_off_policy = pytest.mark.parametrize("reused", [False, True])
 
 
 def direction(surrogate: Surrogate, seed: int = 1) -> th.Tensor:
@@ -35,9 +33,8 @@ def log_probs_at(surrogate: Surrogate, vector: th.Tensor) -> th.Tensor:
 
 
 @every_kind
-@on_and_off_policy
-def test_the_gradient_is_that_of_finite_differences(kind: str, reused: bool) -> None:
-    surrogate = make_surrogate(kind, whole=True, reused=reused)
+def test_the_gradient_is_that_of_finite_differences(kind: str) -> None:
+    surrogate = make_surrogate(kind, whole=True)
     v = 1e-5 * direction(surrogate)
     ahead, behind = surrogate.at(surrogate.origin + v), surrogate.at(surrogate.origin - v)
     slope = float(surrogate.gradient.dot(v))
@@ -45,20 +42,9 @@ def test_the_gradient_is_that_of_finite_differences(kind: str, reused: bool) -> 
     assert (ahead.gain - behind.gain) / 2.0 == pytest.approx(slope, rel=1e-5, abs=1e-12)
 
 
-@every_kind
-def test_the_distance_from_the_data_has_the_gradient_of_finite_differences(kind: str) -> None:
-    surrogate = make_surrogate(kind, whole=True, reused=True)
-    v = 1e-5 * direction(surrogate)
-    ahead, behind = surrogate.at(surrogate.origin + v), surrogate.at(surrogate.origin - v)
-    slope = float(surrogate.distance_gradient.dot(v))
-    assert abs(slope) > 1e-9
-    assert (ahead.distance - behind.distance) / 2.0 == pytest.approx(slope, rel=1e-4, abs=1e-13)
-
-
-@on_and_off_policy
-def test_the_noise_gradient_is_the_gradient_with_signs(reused: bool) -> None:
+def test_the_noise_gradient_is_the_gradient_with_signs() -> None:
     policy = make_policy("box")
-    actor, batch = actor_of(policy), make_batch(policy, reused=reused)
+    actor, batch = actor_of(policy), make_batch(policy)
     signed = batch._replace(advantages=batch.advantages * batch.signs)
     plain, flipped = Surrogate(policy, actor, batch, 0.1), Surrogate(policy, actor, signed, 0.1)
     assert not th.allclose(plain.gradient, flipped.gradient)
@@ -74,15 +60,14 @@ def test_samples_of_one_sign() -> None:
 
 
 @every_kind
-@on_and_off_policy
-def test_a_trial_point_is_what_the_policy_would_be_there(kind: str, reused: bool) -> None:
-    surrogate = make_surrogate(kind, reused=reused)
+def test_a_trial_point_is_what_the_policy_would_be_there(kind: str) -> None:
+    surrogate = make_surrogate(kind)
     batch = surrogate.batch
     point = surrogate.origin + 0.1 * direction(surrogate)
     now = surrogate.at(point)
 
     here, there = (log_probs_at(surrogate, vector) for vector in (surrogate.origin, point))
-    terms = batch.weights * batch.advantages * ((there - here).exp() - 1.0)
+    terms = batch.advantages * ((there - here).exp() - 1.0)
     assert now.gain == pytest.approx(float(terms.mean()), rel=1e-9)
     assert now.gain_stderr == pytest.approx(batch_means(terms.numpy(), batch.blocks).stderr, rel=1e-9)
 
@@ -92,28 +77,23 @@ def test_a_trial_point_is_what_the_policy_would_be_there(kind: str, reused: bool
             for vector in (surrogate.origin, point)
         )
     assert now.kl == pytest.approx(float(joint_kl(old, new).mean()), rel=1e-6)
-    log_ratio = there - batch.log_probs
-    from_data = float((log_ratio.exp() - 1.0 - log_ratio).mean())
-    assert now.distance == pytest.approx(from_data if reused else now.kl, rel=1e-9)
     assert now.kl > 1e-4
 
 
 @every_kind
-@on_and_off_policy
-def test_nothing_is_gained_by_staying(kind: str, reused: bool) -> None:
-    surrogate = make_surrogate(kind, reused=reused)
+def test_nothing_is_gained_by_staying(kind: str) -> None:
+    surrogate = make_surrogate(kind)
     stay = surrogate.at(surrogate.origin)
     assert stay.gain == 0.0
     assert stay.kl == 0.0
-    assert stay.distance == surrogate.distance
-    assert (surrogate.distance > 0.0) == reused
+    assert surrogate.here()[:2] == (stay.gain, stay.kl)
+    assert surrogate.here().effective_share == pytest.approx(stay.effective_share)
 
 
 @every_kind
-@on_and_off_policy
-def test_the_policy_is_untouched(kind: str, reused: bool) -> None:
+def test_the_policy_is_untouched(kind: str) -> None:
     policy = make_policy(kind)
-    actor, batch = actor_of(policy), make_batch(policy, reused=reused)
+    actor, batch = actor_of(policy), make_batch(policy)
     before = Untouched.of(policy)
     surrogate = Surrogate(policy, actor, batch, 0.1, fisher_sub_sampling_factor=2)
     before.check(policy)
@@ -139,17 +119,16 @@ def test_the_policy_is_untouched_by_exceptions(kind: str) -> None:
     before.check(policy)
 
 
-@on_and_off_policy
-def test_the_effective_share_is_kishs(reused: bool) -> None:
+def test_the_effective_share_is_kishs() -> None:
     """(Σr)²/(n·Σr²), by which a batch tells the less of a policy, the further it is from those that acted."""
-    surrogate = make_surrogate("box", reused=reused)
+    surrogate = make_surrogate("box")
     shares = []
     for scale in (0.0, 0.1, 1.0):
         point = surrogate.origin + scale * direction(surrogate)
-        ratios = (log_probs_at(surrogate, point) - surrogate.batch.log_probs).exp()
+        ratios = (log_probs_at(surrogate, point) - surrogate.log_probs).exp()
         shares.append(surrogate.at(point).effective_share)
         assert shares[-1] == pytest.approx(float(ratios.sum() ** 2 / (len(ratios) * (ratios**2).sum())), rel=1e-6)
-    assert (shares[0] == 1.0) == (not reused)
+    assert shares[0] == 1.0
     assert shares[0] > shares[1] > 0.5 > shares[2]
 
 
@@ -157,7 +136,7 @@ def test_the_effective_share_is_kishs(reused: bool) -> None:
 def test_a_step_is_supported_by_half_of_the_samples(share: float, supported: bool) -> None:
     surrogate = make_surrogate("box")
     evaluation = surrogate.at(surrogate.origin)
-    assert is_supported(evaluation._replace(effective_share=share)) == supported
+    assert evaluation._replace(effective_share=share).is_supported == supported
 
 
 def test_a_point_that_is_not_finite_is_told() -> None:
@@ -165,12 +144,12 @@ def test_a_point_that_is_not_finite_is_told() -> None:
     for value in (math.nan, math.inf):
         evaluation = surrogate.at(surrogate.origin + value)
         assert not evaluation.is_finite
-        assert all(math.isnan(item) for item in evaluation[:4])
-        assert not is_supported(evaluation)
+        assert all(math.isnan(item) for item in evaluation[:3])
+        assert not evaluation.is_supported
     assert surrogate.at(surrogate.origin + 0.01).is_finite
 
 
-@pytest.mark.parametrize("field", ["gain", "kl", "distance"])
+@pytest.mark.parametrize("field", ["gain", "kl"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_any_part_that_is_not_finite_counts(field: str, value: float) -> None:
     evaluation = make_surrogate("box").at(make_surrogate("box").origin)
@@ -211,28 +190,3 @@ def test_the_fisher_matrix_is_never_of_a_few_states(n_states: float, expected: i
     policy = make_policy("box")
     batch = make_batch(policy, n_steps=int(n_states * LEAST_FISHER_STATES), n_envs=1)
     assert Surrogate(policy, actor_of(policy), batch, 0.1, 1000).fisher_product.n_states == expected
-
-
-def numbered(n: int) -> Batch:
-    """A batch whose every field says which sample it is of."""
-    row = th.arange(n, dtype=th.float64)
-    observations = {"a": row[:, None], "b": row[:, None, None] * th.ones(1, 2, 2)}
-    return Batch(observations, row[:, None], row, row, row, row, row, np.arange(n), True)
-
-
-def test_a_selection_takes_the_same_samples_of_everything() -> None:
-    index = th.tensor([4, 0, 2])
-    chosen = numbered(5).select(index)
-    assert chosen.n_samples == 3
-    assert chosen.reused
-    assert isinstance(chosen.observations, dict)
-    for part in (*chosen.observations.values(), *chosen[1:7], th.as_tensor(chosen.blocks)):
-        assert part.reshape(3, -1)[:, 0].tolist() == [4, 0, 2]
-
-
-def test_observations_are_taken_from_tensors_and_dicts() -> None:
-    rows = th.arange(4)
-    assert take(rows, th.tensor([3, 1])).tolist() == [3, 1]
-    taken = take({"a": rows, "b": -rows}, th.tensor([3, 1]))
-    assert isinstance(taken, dict)
-    assert (taken["a"].tolist(), taken["b"].tolist()) == ([3, 1], [-3, -1])

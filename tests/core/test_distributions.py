@@ -16,7 +16,7 @@ from stable_baselines3.common.distributions import (
     StateDependentNoiseDistribution,
 )
 
-from sb3_trustregion.core.divergence import (
+from sb3_trustregion.core.distributions import (
     check_supported,
     distribution_parameters,
     fisher_times,

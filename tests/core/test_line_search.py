@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sb3_trustregion.core.conjugate_gradient import CGSolution, conjugate_gradient
-from sb3_trustregion.core.search import (
+from sb3_trustregion.core.line_search import (
     SUB_SAMPLED_SHARE,
     Step,
     StepStatus,
@@ -29,7 +29,6 @@ from tests.core.policies import (
 )
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
-on_and_off_policy = pytest.mark.parametrize("reused", [False, True])
 FACTOR = 0.8
 
 
@@ -45,25 +44,22 @@ def undamped_curvature(surrogate: Surrogate, x: th.Tensor) -> float:
     return float(x.dot(surrogate.fisher_product(x) - surrogate.fisher_product.damping * x))
 
 
-@example(kind="box", seed=0, reused=False, log_radius=-4.0)
-@example(kind="discrete", seed=0, reused=True, log_radius=1.0)
+@example(kind="box", seed=0, log_radius=-4.0)
+@example(kind="discrete", seed=0, log_radius=1.0)
 @given(
     kind=st.sampled_from(KINDS),
     seed=st.integers(0, 10_000),
-    reused=st.booleans(),
     log_radius=st.floats(-14.0, 4.0),
 )
-def test_an_accepted_step_is_within_the_radius_and_improves(
-    kind: str, seed: int, reused: bool, log_radius: float
-) -> None:
+def test_an_accepted_step_is_within_the_radius_and_improves(kind: str, seed: int, log_radius: float) -> None:
     radius = math.exp(log_radius)
-    surrogate = make_surrogate(kind, seed, n_steps=15, reused=reused)
+    surrogate = make_surrogate(kind, seed, n_steps=15)
     before = Untouched.of(surrogate.head.policy)
     step = search(surrogate, radius)
     before.check(surrogate.head.policy)
     if step.status is StepStatus.ACCEPTED:
         assert step.evaluation == surrogate.at(step.parameters)
-        assert step.evaluation.distance <= radius
+        assert step.evaluation.kl <= radius
         assert step.evaluation.gain > 0.0
         assert step.reason == ""
         slope = float(surrogate.gradient.dot(step.parameters - surrogate.origin))
@@ -72,47 +68,26 @@ def test_an_accepted_step_is_within_the_radius_and_improves(
         assert step.status is StepStatus.INVALID
         assert step.reason
         assert th.equal(step.parameters, surrogate.origin)
-        assert step.length == 0.0
+        assert step.evaluation.length == 0.0
 
 
 @every_kind
-@on_and_off_policy
-def test_a_usual_step_is_accepted_and_uses_the_radius(kind: str, reused: bool) -> None:
+def test_a_usual_step_is_accepted_and_uses_the_radius(kind: str) -> None:
     for seed in range(5):
-        surrogate = make_surrogate(kind, seed, reused=reused)
-        radius = max(3.0 * surrogate.distance, 1e-3)
-        step = search(surrogate, radius)
+        step = search(make_surrogate(kind, seed), 1e-3)
         assert step.status is StepStatus.ACCEPTED
-        assert step.evaluation.distance > 0.5 * radius
-        assert step.length == pytest.approx(math.sqrt(2.0 * step.evaluation.kl))
-        if not reused:  # so near, the linear model holds
-            assert step.evaluation.gain == pytest.approx(step.linear_gain, rel=0.2)
+        assert step.evaluation.kl > 0.5e-3
+        assert step.evaluation.length == pytest.approx(math.sqrt(2.0 * step.evaluation.kl))
+        # So near, the linear model holds.
+        assert step.evaluation.gain == pytest.approx(step.linear_gain, rel=0.2)
 
 
 @every_kind
-def test_on_policy_the_step_size_is_trpos(kind: str) -> None:
+def test_the_step_size_is_trpos(kind: str) -> None:
     surrogate = make_surrogate(kind)
     solution = solve(surrogate)
     expected = math.sqrt(2.0 * 0.01 / undamped_curvature(surrogate, solution.x))
     assert step_size(solution, surrogate, 0.01) == pytest.approx(expected, rel=1e-6)
-
-
-@every_kind
-def test_off_policy_the_step_size_solves_the_quadratic(kind: str) -> None:
-    surrogate = make_surrogate(kind, reused=True)
-    solution = solve(surrogate)
-    radius = 2.0 * surrogate.distance
-    alpha = step_size(solution, surrogate, radius)
-    slope = float(surrogate.distance_gradient.dot(solution.x))
-    reached = surrogate.distance + alpha * slope + 0.5 * alpha**2 * undamped_curvature(surrogate, solution.x)
-    assert alpha > 0.0
-    assert reached == pytest.approx(radius, rel=1e-9)
-
-
-def test_data_outside_the_radius_leave_no_room() -> None:
-    surrogate = make_surrogate("box", reused=True)
-    assert step_size(solve(surrogate), surrogate, 0.5 * surrogate.distance) == 0.0
-    assert step_size(solve(surrogate), surrogate, surrogate.distance) == 0.0
 
 
 def test_with_fewer_states_the_step_aims_shorter() -> None:
@@ -154,14 +129,14 @@ def test_curvature_that_is_all_damping_does_not_blow_the_step_up() -> None:
 def test_backtracking_shrinks_by_the_factor_until_the_step_fits() -> None:
     """At a large radius the quadratic model of the KL is wrong."""
     n_backtracks = []
-    for seed in range(20):
+    for seed in range(10):
         surrogate = make_surrogate("box", seed)
         solution, radius = solve(surrogate), 0.5
         alpha = step_size(solution, surrogate, radius)
         step = backtrack(surrogate, solution, radius, FACTOR, 10)
         assert step.status is StepStatus.ACCEPTED
         trials = [surrogate.at(surrogate.origin + alpha * FACTOR**i * solution.x) for i in range(step.n_backtracks + 1)]
-        fit = [trial.distance <= radius and trial.gain > 0.0 for trial in trials]
+        fit = [trial.kl <= radius and trial.gain > 0.0 for trial in trials]
         assert fit == [False] * step.n_backtracks + [True]
         expected = surrogate.origin + alpha * FACTOR**step.n_backtracks * solution.x
         th.testing.assert_close(step.parameters, expected, rtol=1e-10, atol=1e-12)
@@ -184,16 +159,7 @@ def test_without_a_gradient_the_step_is_invalid_and_the_radius_not_at_fault(valu
         assert step.reason == "the gradient vanishes or is not finite"
         assert not step.radius_at_fault
         assert th.equal(step.parameters, surrogate.origin)
-        assert step.evaluation[:3] == (0.0, 0.0, 0.0)
-
-
-def test_data_outside_the_radius_make_the_step_invalid() -> None:
-    surrogate = make_surrogate("box", reused=True)
-    step = search(surrogate, 0.5 * surrogate.distance)
-    assert step.status is StepStatus.INVALID
-    assert "outside the radius" in step.reason
-    assert not step.radius_at_fault
-    assert step.evaluation.distance == surrogate.distance
+        assert step.evaluation == (0.0, 0.0, 0.0, 1.0)
 
 
 def test_where_no_trial_point_improves_the_radius_is_at_fault() -> None:
@@ -238,7 +204,8 @@ def test_reliability_is_cross_fitting_between_two_halves(kind: str) -> None:
     n, half = batch.n_samples, batch.n_samples // 2
     batch = batch._replace(signs=th.cat([th.ones(half), -th.ones(n - half)]).double())
     surrogate = Surrogate(policy, actor, batch, 0.1)
-    fisher = dense_fisher(surrogate) + 0.1 * th.eye(len(surrogate.origin), dtype=th.float64)
+    fisher = dense_fisher(surrogate)
+    fisher += 0.1 * surrogate.n_dimensions * th.eye(len(fisher), dtype=th.float64)
     one, other = (Surrogate(policy, actor, batch.select(i), 0.1).gradient for i in th.arange(n).split(half))
     crossed = float(one @ th.linalg.solve(fisher, other))
     promised = float(surrogate.gradient @ th.linalg.solve(fisher, surrogate.gradient))
@@ -250,14 +217,14 @@ def test_reliability_is_cross_fitting_between_two_halves(kind: str) -> None:
 def test_noise_promises_nothing_on_fresh_data() -> None:
     """Advantages that are noise: in sample every step gains, and on average none of it is reliable."""
     shares, gains = [], []
-    for seed in range(100):
+    for seed in range(60):
         surrogate = make_surrogate("box", seed, n_steps=120, n_envs=1)
-        solution = solve(surrogate, None, 100, 1e-6)
-        noise = solve(surrogate, surrogate.noise_gradient, 100, 1e-6)
+        solution = solve(surrogate, None, 30, 1e-3)
+        noise = solve(surrogate, surrogate.noise_gradient, 30, 1e-3)
         shares.append(reliability(surrogate, solution, noise))
         gains.append(search(surrogate, 0.01).evaluation.gain)
     assert min(gains) > 0.0
-    assert abs(np.mean(shares)) < 0.15
+    assert abs(np.mean(shares)) < 3.0 * np.std(shares) / math.sqrt(60)
     assert np.std(shares) > 0.1
 
 
