@@ -16,7 +16,6 @@ from gymnasium import spaces
 from sb3_contrib.common.maskable.distributions import MaskableCategoricalDistribution
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.dqn.policies import DQNPolicy
 
@@ -334,7 +333,7 @@ def test_unsupported_policies(algorithm: type[Any], policy: Any, message: str) -
         make_model(algorithm, toy_vec_env(action_space=ACTION_SPACES["discrete"]), policy)
 
 
-@pytest.mark.parametrize("algorithm", [PPO, *ALGORITHMS])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_train_by_itself(algorithm: type[Any]) -> None:
     """The buffer asks for a whole rollout, as for stock."""
     model = make_model(algorithm)
