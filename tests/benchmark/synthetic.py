@@ -1,45 +1,46 @@
 """Results that no run made: learning curves of a known shape, to try the report on."""
 
-import gzip
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from sb3_trustregion.benchmark.grid import Grid
-from sb3_trustregion.benchmark.references import read_references
-from sb3_trustregion.benchmark.results import Results
-from sb3_trustregion.benchmark.runs import (
+from sb3_trustregion.benchmark.report.scores import read_references
+from sb3_trustregion.benchmark.results import (
     EPISODES_FILE,
     PROGRESS_FILE,
     RUN_FILE,
-    TRACEBACK_FILE,
-    RunSpec,
+    Results,
     record_text,
-    run_record,
 )
-from sb3_trustregion.benchmark.variants import find_variant
+from sb3_trustregion.benchmark.run.grid import make_specs
+from sb3_trustregion.benchmark.run.process import failed
+from sb3_trustregion.benchmark.run.spec import RunSpec
 
 EPISODE = 500
 UPDATE = 2048
 
 
-def make_grid(output: Path, tasks: list[str], variants: list[str], seeds: list[int], n_timesteps: int) -> Grid:
-    return Grid(dict.fromkeys(tasks, n_timesteps), tuple(map(find_variant, variants)), tuple(seeds), output)
-
-
-def write_results(grid: Grid, quality: dict[str, float] | None = None, failing: tuple[str, int] | None = None) -> None:
+def write_results(
+    output: Path,
+    tasks: list[str],
+    variants: list[Any],
+    seeds: list[int],
+    n_timesteps: int = 10_000,
+    quality: dict[str, float] | None = None,
+    failing: tuple[str, int] | None = None,
+    **grid: Any,
+) -> Results:
     """One result per run; ``quality`` is the score at which a variant ends."""
-    results = Results(grid.output)
-    for spec in grid.specs()[0]:
+    results = Results(output)
+    values = {"output": output, "tasks": tasks, "variants": variants, "seeds": seeds, "n_timesteps": n_timesteps}
+    for spec in make_specs({**values, **grid})[0]:
         if failing == (spec.variant.name, spec.seed):
-            files = {
-                RUN_FILE: record_text(run_record(spec) | {"status": "failed"}),
-                TRACEBACK_FILE: "Error: <synthetic>",
-            }
-            results.write(spec.key, {name: text.encode() for name, text in files.items()})
+            results.write(spec.key, failed(spec, "Error: <synthetic>"))
         else:
             results.write(spec.key, _files(spec, (quality or {}).get(spec.variant.name, 0.6)))
+    return results
 
 
 def _files(spec: RunSpec, quality: float) -> dict[str, bytes]:
@@ -50,7 +51,7 @@ def _files(spec: RunSpec, quality: float) -> dict[str, bytes]:
     scores = final * (1.0 - np.exp(-4.0 * steps / spec.n_timesteps)) + 0.05 * rng.normal(size=len(steps))
     returns = random + scores * (reference - random)
     evaluation = random + (final + 0.02 * rng.normal(size=20)) * (reference - random)
-    record = run_record(spec) | {
+    record = spec.record | {
         "status": "finished",
         "n_timesteps_done": spec.n_timesteps,
         "evaluation": {"returns": evaluation.tolist(), "lengths": [EPISODE] * 20},
@@ -60,34 +61,23 @@ def _files(spec: RunSpec, quality: float) -> dict[str, bytes]:
         "commit": "0123456789abcdef",
         "modified": False,
     }
-    episodes = np.column_stack([steps, returns, np.full(len(steps), EPISODE)])
-    return {
-        RUN_FILE: record_text(record).encode(),
-        EPISODES_FILE: _table(["timesteps", "return", "length"], episodes),
-        PROGRESS_FILE: _progress(spec, rng),
-    }
+    episodes = pd.DataFrame({"timesteps": steps, "return": returns, "length": EPISODE})
+    files = {EPISODES_FILE: episodes, PROGRESS_FILE: _progress(spec, rng)}
+    tables = {name: frame.to_csv(index=False, float_format="%.6g").encode() for name, frame in files.items()}
+    return {RUN_FILE: record_text(record).encode(), **tables}
 
 
-def _progress(spec: RunSpec, rng: np.random.Generator) -> bytes:
+def _progress(spec: RunSpec, rng: np.random.Generator) -> pd.DataFrame:
     steps = np.arange(UPDATE, spec.n_timesteps + 1, UPDATE, dtype=float)
-    count = len(steps)
-    if not spec.variant.config.startswith("adaptive"):
-        return _table(["timesteps", "seconds"], np.column_stack([steps, steps * 1e-4]))
-    grow = 0.0 if spec.hyperparameters.get("radius_rule") == "fixed" else 0.15
+    frame = pd.DataFrame({"timesteps": steps, "seconds": steps * 1e-4})
+    if not spec.variant.is_adaptive:
+        return frame
+    count, grow = len(steps), 0.0 if spec.hyperparameters.get("radius_rule") == "fixed" else 0.15
     radius = 0.01 * np.exp(np.cumsum(grow * rng.normal(size=count)))
-    columns: dict[str, Any] = {
-        "timesteps": steps,
-        "seconds": steps * 1e-4,
-        "radius": radius,
-        "rho": 0.5 + 3.0 * rng.normal(size=count),
-        "pooled_rho": 0.5 + 0.3 * rng.normal(size=count),
-        "kl_divergence": 0.9 * radius,
-        "n_rollbacks": np.arange(count) // 20,
-        "n_feedback_decisions": np.arange(count) // 5,
-    }
-    return _table(list(columns), np.column_stack(list(columns.values())))
-
-
-def _table(columns: list[str], rows: np.ndarray[Any, Any]) -> bytes:
-    lines = [",".join(columns), *(",".join(f"{value:.6g}" for value in row) for row in rows)]
-    return gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0)
+    return frame.assign(
+        radius=radius,
+        pooled_rho=0.5 + 0.3 * rng.normal(size=count),
+        kl_divergence=0.9 * radius,
+        n_rollbacks=np.arange(count) // 20,
+        n_feedback_decisions=np.arange(count) // 5,
+    )

@@ -22,11 +22,13 @@ from distributed import Client, LocalCluster
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
-from sb3_trustregion.benchmark import campaign, cli, runs, training
-from sb3_trustregion.benchmark.campaign import Options, Summary, carry_out
-from sb3_trustregion.benchmark.grid import Grid, make_grid
-from sb3_trustregion.benchmark.results import Results, Run
-from sb3_trustregion.benchmark.runs import EPISODES_FILE, MISMATCH_FILE, RUN_FILE, TRACEBACK_FILE
+from sb3_trustregion.benchmark import cli
+from sb3_trustregion.benchmark.results import EPISODES_FILE, RUN_FILE, TRACEBACK_FILE, Results, Run
+from sb3_trustregion.benchmark.run import campaign, process, training
+from sb3_trustregion.benchmark.run.campaign import carry_out
+from sb3_trustregion.benchmark.run.grid import make_specs
+from sb3_trustregion.benchmark.run.process import MISMATCH_FILE
+from sb3_trustregion.benchmark.run.spec import RunSpec
 from sb3_trustregion.benchmark.variants import VARIANTS
 from tests.helpers import heed_ctrl_c
 
@@ -37,18 +39,18 @@ BROKEN: dict[str, Any] = {"base": "npg", "hyperparameters": {"n_steps": -5}}
 PATIENCE = 180.0
 
 
-def make(output: Path, variants: list[Any], seeds: list[int], n_timesteps: int = 300) -> Grid:
-    values = {"output": output, "tasks": ["CartPole-v1"], "variants": variants, "seeds": seeds}
-    return make_grid({**values, "n_timesteps": n_timesteps}, is_evaluation=False)
+def make(output: Path, variants: list[Any], seeds: list[int], n_timesteps: int = 300, **more: Any) -> list[RunSpec]:
+    values = {"output": output, "tasks": ["CartPole-v1"], "variants": variants, "seeds": seeds, **more}
+    return make_specs({"n_timesteps": n_timesteps, **values})[0]
 
 
 class Carried:
     """A grid with a variant that cannot be made."""
 
     def __init__(self, output: Path) -> None:
-        self.grid = make(output, [{"tiny-ppo": TINY_PPO}, {"broken": BROKEN}], [1000, 1001], 5000)
+        self.specs = make(output, [{"tiny-ppo": TINY_PPO}, {"broken": BROKEN}], [1000, 1001], 5000)
         self.results = Results(output)
-        self.summary: Summary = carry_out(self.grid, Options(jobs=2))
+        self.runs = carry_out(self.specs, self.results, jobs=2)
 
     def run(self, variant: str, seed: int) -> Run:
         found = self.results.find(("CartPole-v1", variant, seed))
@@ -62,9 +64,7 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
 
 
 def test_every_run_is_kept(carried: Carried) -> None:
-    assert carried.summary.n_runs == 4
-    assert len(carried.summary.finished) == 2
-    assert {spec.variant.name for spec in carried.summary.failed} == {"broken"}
+    assert [(run.variant.name, run.is_finished) for run in carried.runs] == [("tiny-ppo", True), ("broken", False)] * 2
 
 
 def test_a_result_is_complete(carried: Carried) -> None:
@@ -79,7 +79,6 @@ def test_a_result_is_complete(carried: Carried) -> None:
     assert record["cpu_seconds"]["total"] > record["cpu_seconds"]["training"] > 0.0
     assert 100.0 < record["peak_memory_mib"] < 10_000.0
     assert {"torch", "stable_baselines3", "python"} <= set(record["versions"])
-    assert "--algo ppo --env CartPole-v1 --seed 1000 -n 4992" in record["command"]
     episodes = run.episodes()
     assert (episodes["return"] == episodes["length"]).all()  # CartPole pays 1 a step, raw
     assert episodes["length"].sum() <= 4992
@@ -92,33 +91,39 @@ def test_a_result_is_complete(carried: Carried) -> None:
 def test_a_failed_run_says_why(carried: Carried) -> None:
     text = carried.run("broken", 1000).traceback()
     assert "n_steps" in text
-    assert "sb3_trustregion/benchmark/training.py" in text
+    assert "sb3_trustregion/benchmark/run/training.py" in text
     assert sys.prefix not in text
 
 
 def test_what_is_there_is_not_run_again(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
     executed = forbid_execution(monkeypatch)
-    summary = carry_out(carried.grid, Options(jobs=1))
+    runs = carry_out(carried.specs, carried.results, jobs=1)
     assert executed == []
-    assert len(summary.finished) == 2
+    assert sum(run.is_finished for run in runs) == 2
+
+
+def test_an_archived_grid_goes_on(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
+    executed = forbid_execution(monkeypatch)
+    carried.results.pack()
+    assert len(carry_out(carried.specs, carried.results, jobs=1)) == 4
+    assert executed == []
+    assert not carried.results.archive.exists()
 
 
 def test_failed_runs_are_retried_on_demand(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
     executed = forbid_execution(monkeypatch)
-    carry_out(carried.grid, Options(jobs=1, retry_failed=True))
+    carry_out(carried.specs, carried.results, jobs=1, retry_failed=True)
     assert executed == [("CartPole-v1", "broken", 1000), ("CartPole-v1", "broken", 1001)]
 
 
 def forbid_execution(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     executed = []
 
-    def execute(spec_json: str, owner: int) -> dict[str, bytes]:
-        spec = runs.RunSpec.from_json(spec_json)
+    def execute(spec_json: str, steps_file: str) -> Any:
+        spec = RunSpec.from_json(spec_json)
         executed.append(spec.key)
-        record = {**runs.run_record(spec), "status": "failed"}
-        return {RUN_FILE: json.dumps(record).encode(), TRACEBACK_FILE: b"unexpected keyword argument 'nonsense'"}
+        return spec.key, process.failed(spec, "unexpected keyword argument 'nonsense'")
 
-    # One job runs in this process.
     monkeypatch.setattr(campaign, "execute", execute)
     return executed
 
@@ -126,12 +131,12 @@ def forbid_execution(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def train_here(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Train in this process, which has imported what takes seconds."""
 
-    def execute(spec_json: str, owner: int) -> dict[str, bytes]:
-        spec = runs.RunSpec.from_json(spec_json)
+    def execute(spec_json: str, steps_file: str) -> Any:
+        spec = RunSpec.from_json(spec_json)
         place = folder / f"{spec.variant.name}-{spec.seed}"
         place.mkdir(parents=True)
-        training._run(spec, place / "zoo", place)
-        return {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
+        training.run(spec, place / "zoo", place, steps_file)
+        return spec.key, {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
 
     monkeypatch.setattr(campaign, "execute", execute)
 
@@ -142,25 +147,20 @@ def test_a_replayed_run_has_the_other_seeds_radius(tmp_path: Path, monkeypatch: 
     for name in names:
         short = {**VARIANTS[name].hyperparameters, "n_steps": 256, "batch_size": 64}
         monkeypatch.setitem(VARIANTS, name, replace(VARIANTS[name], hyperparameters=short))
-    values = {"tasks": ["CartPole-v1"], "variants": names, "seeds": [1000, 1001], "n_timesteps": 768}
-    grid = make_grid({"output": tmp_path, **values}, is_evaluation=False)
-    assert len(carry_out(grid, Options(jobs=1)).finished) == 4
-    found = {run.key[1:]: run for run in Results(tmp_path).all()}
+    runs = carry_out(make(tmp_path, names, [1000, 1001], 768), Results(tmp_path), jobs=1)
+    assert [run.is_finished for run in runs] == [True] * 4
+    found = {run.key[1:]: run for run in runs}
     for seed, other in ((1000, 1001), (1001, 1000)):
         replayed, recorded = found["adaptive_trpo-replayed", seed], found["adaptive_trpo", other]
         assert recorded.progress()["timesteps"].tolist() == [256, 512, 768]
         assert recorded.progress()["radius"].iloc[0] == 0.01
-        assert recorded.progress()["radius"].iloc[-1] != 0.01
-        assert recorded.record["code"]
         assert replayed.record["replayed_seed"] == other
         np.testing.assert_allclose(replayed.progress()["radius"], recorded.progress()["radius"], rtol=1e-4)
 
 
 def test_vectorised_environments_and_their_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_here(monkeypatch, tmp_path / "scratch")
-    values = {"tasks": ["Acrobot-v1"], "variants": ["trpo-zoo"], "seeds": [1000], "n_timesteps": 2000}
-    carry_out(make_grid({"output": tmp_path, **values}, is_evaluation=False), Options(jobs=1))
-    [run] = Results(tmp_path).all()
+    [run] = carry_out(make(tmp_path, ["trpo-zoo"], [1000], 2000, tasks=["Acrobot-v1"]), Results(tmp_path), jobs=1)
     assert run.record["hyperparameters"]["n_envs"] == 2
     assert run.record["n_timesteps_done"] == 2048
     episodes = run.episodes()
@@ -173,7 +173,7 @@ def test_vectorised_environments_and_their_statistics(tmp_path: Path, monkeypatc
 def test_the_final_policy_is_evaluated_alike_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_here(monkeypatch, tmp_path / "scratch")
     for folder in ("once", "again"):
-        carry_out(make(tmp_path / folder, [{"tiny-ppo": TINY_PPO}], [1000]), Options(jobs=1))
+        carry_out(make(tmp_path / folder, [{"tiny-ppo": TINY_PPO}], [1000]), Results(tmp_path / folder), jobs=1)
         (tmp_path / "scratch").rename(tmp_path / f"{folder}-scratch")
     once, again = (next(Results(tmp_path / folder).all()) for folder in ("once", "again"))
     assert once.record["evaluation"] == again.record["evaluation"]
@@ -195,19 +195,8 @@ def test_the_final_policy_sees_what_it_was_trained_on(
 ) -> None:
     wrapper = f"{__name__}.FarAway"
     environment = {"normalize": normalize, **({"env_wrapper": wrapper} if normalize else {})}
-    grid = make_grid(
-        {
-            "output": tmp_path / "results",
-            "tasks": ["CartPole-v1"],
-            "variants": [{"tiny-ppo": TINY_PPO}],
-            "seeds": [1000],
-            "n_timesteps": 300,
-            "environment": environment,
-        },
-        is_evaluation=False,
-    )
-    [spec] = grid.specs()[0]
-    manager, model = training._set_up(spec, tmp_path / "zoo")
+    [spec] = make(tmp_path / "results", [{"tiny-ppo": TINY_PPO}], [1000], environment=environment)
+    manager, model = training.set_up(spec, tmp_path / "zoo")
     manager.learn(model)
     seen: dict[str, Any] = {}
 
@@ -218,7 +207,7 @@ def test_the_final_policy_sees_what_it_was_trained_on(
         return found
 
     monkeypatch.setattr(training, "evaluate_policy", evaluate)
-    returns, lengths = training._evaluate(manager, model, 1000)
+    returns, lengths = training.evaluate(manager, model, 1000)
     assert seen["deterministic"] is True
     assert len(returns) == 20
     # Raw: CartPole pays 1 a step.
@@ -239,11 +228,9 @@ def statistics_of(env: Any) -> dict[str, Any] | None:
 
 
 def test_the_final_policy_is_evaluated_on_the_same_task(tmp_path: Path) -> None:
-    values = {"tasks": ["Pendulum-v1"], "variants": ["ppo-zoo"], "seeds": [1000], "n_timesteps": 300}
     environment = {"n_envs": 1, "env_kwargs": {"g": 5.0}}
-    grid = make_grid({"output": tmp_path, **values, "environment": environment}, is_evaluation=False)
-    [spec] = grid.specs()[0]
-    manager, model = training._set_up(spec, tmp_path / "zoo")
+    [spec] = make(tmp_path, ["ppo-zoo"], [1000], tasks=["Pendulum-v1"], environment=environment)
+    manager, model = training.set_up(spec, tmp_path / "zoo")
     trained_in = model.get_env()
     assert trained_in is not None
     for env in (trained_in, manager.create_envs(2, eval_env=True, no_log=True)):
@@ -252,14 +239,14 @@ def test_the_final_policy_is_evaluated_on_the_same_task(tmp_path: Path) -> None:
 
 def test_a_run_that_ends_early_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """RL Zoo takes an interrupt for the end of training."""
-    [spec] = make(tmp_path, [{"tiny-ppo": TINY_PPO}], [1000]).specs()[0]
+    [spec] = make(tmp_path, [{"tiny-ppo": TINY_PPO}], [1000])
 
     def interrupt(self: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.ProgressRecorder, "_on_rollout_start", interrupt)
+    monkeypatch.setattr(training.Recorder, "_on_step", interrupt)
     with pytest.raises(RuntimeError, match="training ended after 0 of 320 steps"):
-        training._run(spec, tmp_path / "zoo", tmp_path)
+        training.run(spec, tmp_path / "zoo", tmp_path)
 
 
 def test_the_command_line_carries_a_grid_out(
@@ -272,17 +259,17 @@ def test_the_command_line_carries_a_grid_out(
     assert "left out: ppo-zoo on Blackjack-v1: no hyperparameters of its own" in shown.out
     assert "failed: npg on Blackjack-v1, seed 1000" in shown.out
     assert "0 of 1 runs finished, 1 failed" in shown.out
-    assert "[1/1] npg on Blackjack-v1, seed 1000: FAILED; done in" in shown.err
+    assert "[1/1] npg on Blackjack-v1, seed 1000: FAILED" in shown.err
     [run] = Results(tmp_path).all()
     assert run.record["hyperparameters"]["n_envs"] == 2
     assert Results(tmp_path).commands()[0].startswith("python -m sb3_trustregion.benchmark run --tasks Blackjack-v1")
 
 
-def start(spec: runs.RunSpec, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+def start(spec: RunSpec, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     """As a process of its own would, but for its end."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(training, "_end_with_parent", lambda folder: None)
-    (folder / runs.SPEC_FILE).write_text(spec.to_json())
+    (folder / process.SPEC_FILE).write_text(spec.to_json())
     return training.main(folder)
 
 
@@ -290,11 +277,11 @@ def start(spec: runs.RunSpec, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_process_leaves_its_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, definition: dict[str, Any], name: str
 ) -> None:
-    [spec] = make(tmp_path, [{"mine": definition}], [1000]).specs()[0]
+    [spec] = make(tmp_path, [{"mine": definition}], [1000])
     code = start(spec, tmp_path, monkeypatch)
     assert code == (0 if name == RUN_FILE else 1)
-    assert (tmp_path / runs.RESULT_FOLDER / name).is_file()
-    files = runs._collect(tmp_path, spec, code)
+    assert (tmp_path / process.RESULT_FOLDER / name).is_file()
+    files = process.collect(tmp_path, spec, code)
     assert json.loads(files[RUN_FILE])["status"] == ("finished" if code == 0 else "failed")
 
 
@@ -303,9 +290,9 @@ def test_a_process_leaves_its_result(
     [(-9, r"was ended by signal 9 \(out of memory\?\)"), (-11, "by signal 11"), (7, "ended with exit code 7")],
 )
 def test_a_process_that_dies_is_a_failed_run(tmp_path: Path, returncode: int, message: str) -> None:
-    [spec] = make(tmp_path, ["npg"], [1000]).specs()[0]
+    [spec] = make(tmp_path, ["npg"], [1000])
     (tmp_path / "log.txt").write_text(f"last words in {tmp_path}/zoo")
-    files = runs._collect(tmp_path, spec, returncode)
+    files = process.collect(tmp_path, spec, returncode)
     assert json.loads(files[RUN_FILE])["status"] == "failed"
     text = files[TRACEBACK_FILE].decode()
     assert re.search(message, text)
@@ -314,30 +301,30 @@ def test_a_process_that_dies_is_a_failed_run(tmp_path: Path, returncode: int, me
 
 def test_nothing_to_replay_is_a_failure_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forbid_execution(monkeypatch)
-    grid = make(tmp_path, ["adaptive_trpo", "adaptive_trpo-replayed"], [1000, 1001])
-    summary = carry_out(grid, Options(jobs=1))
-    assert len(summary.failed) == 4
+    specs = make(tmp_path, ["adaptive_trpo", "adaptive_trpo-replayed"], [1000, 1001])
+    runs = carry_out(specs, Results(tmp_path), jobs=1)
+    assert [run.is_finished for run in runs] == [False] * 4
     run = Results(tmp_path).find(("CartPole-v1", "adaptive_trpo-replayed", 1000))
     assert run is not None
     assert "there is no finished run of adaptive_trpo with seed 1001 to replay" in run.traceback()
 
 
 def test_a_grid_ends_when_the_code_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def execute(spec_json: str, owner: int) -> dict[str, bytes]:
-        return {MISMATCH_FILE: b"other code of npg"}
+    def execute(spec_json: str, steps_file: str) -> Any:
+        return RunSpec.from_json(spec_json).key, {MISMATCH_FILE: b"other code"}
 
     monkeypatch.setattr(campaign, "execute", execute)
-    with pytest.raises(ValueError, match=r"code and packages must stay .*, got other code of npg for npg on CartPole"):
-        carry_out(make(tmp_path, ["npg"], [1000]), Options(jobs=1))
+    with pytest.raises(ValueError, match=r"code and packages must stay .*, got other code for npg on CartPole"):
+        carry_out(make(tmp_path, ["npg"], [1000]), Results(tmp_path), jobs=1)
     assert list(Results(tmp_path).all()) == []
 
 
 def test_a_run_of_other_code_is_refused_where_it_would_run(tmp_path: Path) -> None:
-    [spec] = make(tmp_path, ["npg"], [1000]).specs()[0]
-    changed = json.loads(spec.to_json()) | {"code": "0123", "versions": {**spec.versions, "torch": "0.1"}}
-    files = runs.execute(json.dumps(changed), os.getpid())
+    [spec] = make(tmp_path, ["npg"], [1000])
+    changed = replace(spec, versions={"torch": "0.1"}, modules={"sb3_trustregion.npg": "0123"})
+    _, files = process.execute(changed.to_json(), "")
     assert list(files) == [MISMATCH_FILE]
-    assert files[MISMATCH_FILE].endswith(b"instead of 0.1, other code of npg")
+    assert re.fullmatch(rb"torch \S+ instead of 0.1, sb3_trustregion.npg \S+ instead of 0123", files[MISMATCH_FILE])
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> Any:
@@ -359,7 +346,7 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 def trainings(pid: int) -> list[psutil.Process]:
-    return [process for process in descendants(pid) if "sb3_trustregion.benchmark.training" in process.cmdline()]
+    return [process for process in descendants(pid) if "sb3_trustregion.benchmark.run.training" in process.cmdline()]
 
 
 def are_gone(processes: list[psutil.Process]) -> bool:
@@ -379,7 +366,6 @@ def test_a_stopped_grid_goes_on(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(PATIENCE) == 130
     kept = {path: path.stat().st_mtime_ns for path in finished(tmp_path)}
-    # Two jobs, so that there are joblib's workers between the grid and its runs.
     process = start_grid(tmp_path, "--jobs", "2")
     wait_until(lambda: len(trainings(process.pid)) == 2, "two runs")
     running = descendants(process.pid)
@@ -430,7 +416,7 @@ def is_listening(port: int) -> bool:
 def test_a_cluster_may_lose_a_worker(tmp_path: Path, cluster: tuple[str, list[subprocess.Popen[bytes]]]) -> None:
     address, workers = cluster
     output = tmp_path / "results"
-    process = start_grid(output, "--backend", "dask", "--address", address)
+    process = start_grid(output, "--address", address)
     running = wait_until(lambda: trainings(workers[0].pid), "a run on the first worker")
     workers[0].kill()
     wait_until(lambda: are_gone(running), "the end of its run")
@@ -444,10 +430,10 @@ def test_no_worker_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with LocalCluster(n_workers=0, processes=False, dashboard_address=None) as scheduler:  # type: ignore[no-untyped-call]
         address = scheduler.scheduler_address
         with pytest.raises(ValueError, match="address must be of a scheduler that has workers, got none at 'inproc:"):
-            carry_out(make(tmp_path, ["npg"], [1000]), Options(backend="dask", address=address))
+            carry_out(make(tmp_path, ["npg"], [1000]), Results(tmp_path), address=address)
 
 
 def test_no_scheduler_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(campaign, "CONNECTION_TIMEOUT", "1s")
     with pytest.raises(ValueError, match="address must be that of a Dask scheduler, got 'tcp:"):
-        carry_out(make(tmp_path, ["npg"], [1000]), Options(backend="dask", address="tcp://127.0.0.1:9"))
+        carry_out(make(tmp_path, ["npg"], [1000]), Results(tmp_path), address="tcp://127.0.0.1:9")

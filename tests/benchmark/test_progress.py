@@ -1,43 +1,12 @@
-"""Progress and the time that is left."""
+"""One bar over the time steps of all runs."""
 
 import io
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from sb3_trustregion.benchmark.progress import Progress, TimeLeft, duration
-from sb3_trustregion.benchmark.results import Results
-from tests.benchmark.synthetic import make_grid, write_results
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(3.2, "3 s"), (59.4, "59 s"), (61, "1 min"), (3599, "1 h 00 min"), (7500, "2 h 05 min")]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-def record(task: str, variant: str, seconds: float, n_timesteps: int) -> dict[str, Any]:
-    return {
-        "status": "finished",
-        "task": task,
-        "variant": {"name": variant},
-        "seconds": {"total": seconds},
-        "n_timesteps": n_timesteps,
-        "evaluation": {"returns": [1.0]},
-    }
-
-
-def test_the_time_left_goes_by_the_nearest_runs(tmp_path: Path) -> None:
-    specs, _ = make_grid(tmp_path, ["CartPole-v1", "Acrobot-v1"], ["npg", "ppo-default"], [1000], 100).specs()
-    left = TimeLeft(jobs=2)
-    assert left.seconds(specs) is None
-    left.learn(record("CartPole-v1", "npg", 10.0, 100))
-    assert left.seconds(specs) == pytest.approx(4 * 10.0 / 2)
-    left.learn(record("Acrobot-v1", "npg", 50.0, 100))
-    by_task = {"CartPole-v1": 10.0, "Acrobot-v1": 50.0}
-    assert left.seconds(specs) == pytest.approx(sum(by_task[spec.task] for spec in specs) / 2)
+from sb3_trustregion.benchmark.run.grid import make_specs
+from sb3_trustregion.benchmark.run.progress import Progress
 
 
 class Terminal(io.StringIO):
@@ -46,16 +15,26 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
-def test_progress_is_shown(tmp_path: Path, stream: io.StringIO) -> None:
-    grid = make_grid(tmp_path, ["CartPole-v1"], ["npg", "ppo-default"], [1000], 10_000)
-    specs, _ = grid.specs()
-    write_results(grid)
-    done, failing = specs
-    missing = [failing]
-    with Progress(specs, missing, Results(tmp_path), 1, stream) as progress:
+def test_runs_in_flight_move_the_bar(tmp_path: Path, stream: io.StringIO) -> None:
+    variants = ["npg", "ppo-default", "trpo-default"]
+    values = {"output": tmp_path, "tasks": ["CartPole-v1"], "variants": variants, "seeds": [1000]}
+    specs, _ = make_specs({**values, "n_timesteps": 10_000})
+    failing, running = specs[1:]
+    with Progress(specs, [failing, running], stream) as progress:
+        assert progress._bar.n == 10_000
+        Path(progress.steps_file(running.key)).write_text("4000")
+        progress.look()
+        assert progress._bar.n == 14_000
+        Path(progress.steps_file(running.key)).write_text("")  # being written
+        progress.look()
+        assert progress._bar.n == 14_000
         progress.advance(failing.key, {"status": "failed"})
+        assert progress._bar.n == 24_000
+        record = {"status": "finished", "seconds": {"total": 83.0}, "evaluation": {"returns": [1.0, 2.0]}}
+        progress.advance(running.key, record)
+        assert progress._bar.n == progress._bar.total == 30_000
     shown = stream.getvalue()
-    assert "about 7 s left" in shown  # as long as the one that is there took
-    assert f"{failing.title}: FAILED" in shown
-    assert "2/2" in shown
-    assert done.title not in shown
+    assert "[2/3] ppo-default on CartPole-v1, seed 1000: FAILED" in shown
+    assert "[3/3] trpo-default on CartPole-v1, seed 1000: 01:23, return 1.5" in shown
+    assert "npg" not in shown
+    assert "10.0k/30.0k" in shown

@@ -4,48 +4,40 @@ from pathlib import Path
 
 import pytest
 
-from sb3_trustregion.benchmark import provenance
+from sb3_trustregion.benchmark.run import provenance
+from sb3_trustregion.benchmark.variants import VARIANTS
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "a.py").write_text("from mine.b import f\nimport os\n")
-    (folder / "b.py").write_text('"""Doc."""\ndef f():\n    """Doc."""\n    return 1\n')
-    (folder / "c.py").write_text("x = 1\n")
-    monkeypatch.setattr(provenance, "PACKAGE", folder)
-    provenance.code_hash.cache_clear()
-    yield folder
-    provenance.code_hash.cache_clear()
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path / "judged_elsewhere.py"
 
 
-def hash_of(module: str) -> str:
-    provenance.code_hash.cache_clear()
-    return provenance.code_hash(module)
+def hash_of(module: Path, text: str) -> str:
+    module.write_text(text)
+    provenance._hash.cache_clear()
+    return provenance._hash(module.stem)
 
 
-def test_comments_and_other_modules_do_not_count(package: Path) -> None:
-    before = hash_of("mine.a")
-    (package / "b.py").write_text('"""Other."""\ndef f():  # why\n    return 1\n')
-    (package / "c.py").write_text("x = 2\n")
-    assert hash_of("mine.a") == before
+def test_statements_count_and_comments_do_not(module: Path) -> None:
+    one = hash_of(module, '"""Doc."""\ndef f():\n    """Doc."""\n    return 1\n')
+    assert hash_of(module, '"""Other."""\ndef f():  # why\n    return 1\n') == one
+    assert hash_of(module, "def f():\n    return 2\n") != one
 
 
-def test_code_that_is_imported_counts(package: Path) -> None:
-    before = hash_of("mine.a")
-    (package / "b.py").write_text("def f():\n    return 2\n")
-    assert hash_of("mine.a") != before
-
-
-def test_algorithms_depend_on_the_mathematics() -> None:
-    ablations = provenance.module_hashes("sb3_trustregion.benchmark.ablations")
-    for name in ("adaptive_trpo", "adaptive_ppo"):
-        modules = provenance.module_hashes(f"sb3_trustregion.{name}")
-        assert {f"sb3_trustregion.{name}", "sb3_trustregion.core.radius"} <= set(modules)
-        assert not {module for module in modules if ".zoo" in module or ".benchmark" in module}
-        assert modules.items() <= ablations.items()
-    assert "sb3_trustregion.adaptive_ppo" not in provenance.module_hashes("sb3_trustregion.adaptive_trpo")
+def test_algorithms_depend_on_what_they_share() -> None:
+    own = {name: f"sb3_trustregion.{name}" for name in ("adaptive_trpo", "adaptive_ppo")}
+    modules = {name: provenance.module_hashes(VARIANTS[name]) for name in own}
+    shared = {"sb3_trustregion.core.radius", "sb3_trustregion.common.judge"}
+    for name, found in modules.items():
+        assert {own[name], *shared} <= set(found)
+        assert not [module for module in found if ".zoo" in module or ".benchmark" in module]
+    assert own["adaptive_ppo"] not in modules["adaptive_trpo"]
+    ablation = provenance.module_hashes(VARIANTS["adaptive_trpo-actual_zero"])
+    assert set(ablation) - set(modules["adaptive_trpo"]) == {"sb3_trustregion.benchmark.run.judges"}
+    assert set(provenance.module_hashes(VARIANTS["ppo-kl_adaptive"])) == {"sb3_trustregion.benchmark.run.baselines"}
+    assert provenance.module_hashes(VARIANTS["ppo-zoo"]) == {}
 
 
 def test_simulators_count_for_their_tasks() -> None:

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from sb3_trustregion.benchmark.results import INCOMING, Results
-from sb3_trustregion.benchmark.runs import RUN_FILE
+from sb3_trustregion.benchmark.results import INCOMING, RUN_FILE, Results, record_text
 
 KEY = ("ALE/Pong-v5", "npg", 1000)
 
 
 def record(status: str) -> dict[str, bytes]:
-    return {RUN_FILE: f'{{"task": "ALE/Pong-v5", "seed": 1000, "status": "{status}"}}'.encode()}
+    content = {"task": "ALE/Pong-v5", "variant": {"name": "npg"}, "seed": 1000, "status": status}
+    return {RUN_FILE: record_text(content).encode()}
 
 
 def test_a_run_is_found_again(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_a_run_is_found_again(tmp_path: Path) -> None:
     run = results.find(KEY)
     assert run is not None
     assert run.is_finished
-    assert run.task == "ALE/Pong-v5"
+    assert run.key == KEY
     assert len(list(results.all())) == 1
     assert not (results.runs_folder / INCOMING).exists()
 
@@ -45,18 +45,6 @@ def test_nothing_is_there_until_all_is(tmp_path: Path, monkeypatch: pytest.Monke
         results.write(KEY, record("finished"))
     assert results.find(KEY) is None
     assert list(results.all()) == []
-    monkeypatch.undo()
-    monkeypatch.setattr("sb3_trustregion.benchmark.results.STALE_SECONDS", -1.0)
-    results.tidy()
-    assert list((results.runs_folder / INCOMING).iterdir()) == []
-
-
-def test_another_grid_may_be_writing(tmp_path: Path) -> None:
-    results = Results(tmp_path)
-    incoming = results.runs_folder / INCOMING / "of-the-other"
-    incoming.mkdir(parents=True)
-    results.check_writable()
-    assert [path.name for path in incoming.parent.iterdir()] == ["of-the-other"]
 
 
 def test_commands_are_kept_once(tmp_path: Path) -> None:
@@ -64,3 +52,48 @@ def test_commands_are_kept_once(tmp_path: Path) -> None:
     for command in ("run a", "run b", "run a"):
         results.add_command(command)
     assert results.commands() == ["run a", "run b"]
+
+
+def test_an_archive_holds_the_runs(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    with pytest.raises(ValueError, match="results must be a folder with runs to archive"):
+        results.pack()
+    results.write(KEY, record("finished") | {"episodes.csv": b"timesteps,return,length\n9,1.5,9\n"})
+    results.pack()
+    assert not results.runs_folder.exists()
+    packed = results.archive.read_bytes()
+    with results.reading() as readable:
+        [run] = readable.all()
+        assert run.key == KEY
+        assert run.episodes()["return"].tolist() == [1.5]
+    assert results.archive.read_bytes() == packed
+    results.unpack()
+    assert not results.archive.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    results.write((*KEY[:2], 1001), record("finished"))
+    results.pack()
+    assert results.archive.read_bytes() != packed
+    results.unpack()
+    assert len(list(results.all())) == 2
+
+
+def test_the_same_runs_give_the_same_archive(tmp_path: Path) -> None:
+    packed = []
+    for name in ("one", "other"):
+        results = Results(tmp_path / name)
+        results.write(KEY, record("finished"))
+        results.pack()
+        packed.append(results.archive.read_bytes())
+    assert packed[0] == packed[1]
+
+
+def test_a_folder_without_runs_is_waiting_for_them(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    with pytest.raises(ValueError, match="results must be a folder that `run` wrote to"):
+        results.is_waiting()
+    results.add_command("run a")
+    assert results.is_waiting()
+    results.write(KEY, record("failed"))
+    assert not results.is_waiting()
+    results.pack()
+    assert not results.is_waiting()

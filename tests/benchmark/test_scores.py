@@ -6,13 +6,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sb3_trustregion.benchmark import cli, scores
-from sb3_trustregion.benchmark.references import measure_random, read_references
-from sb3_trustregion.benchmark.results import Results
-from sb3_trustregion.benchmark.runs import RUN_FILE, record_text
-from sb3_trustregion.benchmark.scores import N_CHECKPOINTS, collect, last_returns, learning_curve
-from sb3_trustregion.benchmark.training import _episodes
-from tests.benchmark.synthetic import make_grid, write_results
+from sb3_trustregion.benchmark import cli
+from sb3_trustregion.benchmark.report import scores
+from sb3_trustregion.benchmark.report.scores import (
+    N_CHECKPOINTS,
+    collect,
+    last_returns,
+    learning_curve,
+    read_references,
+)
+from sb3_trustregion.benchmark.results import RUN_FILE, Results, record_text
+from sb3_trustregion.benchmark.run.tasks import measure_random
+from tests.benchmark.synthetic import write_results
 
 
 def naive_curve(timesteps: list[int], returns: list[float], n_timesteps: int) -> list[float]:
@@ -39,18 +44,6 @@ def test_a_run_without_a_finished_episode_has_no_curve() -> None:
     assert np.isnan(learning_curve(np.array([]), np.array([]), 1000)).all()
 
 
-def test_episodes_are_ordered_by_steps_of_all_environments(tmp_path: Path) -> None:
-    (tmp_path / "0.monitor.csv").write_text('#{"t_start": 1}\nr,l,t\n1.0,10,5.0\n2.0,20,9.0\n')
-    (tmp_path / "1.monitor.csv").write_text('#{"t_start": 1}\nr,l,t\n3.0,15,1.0\n')
-    assert _episodes(tmp_path) == [[20, 1.0, 10], [30, 3.0, 15], [60, 2.0, 20]]
-
-
-def test_episodes_that_end_together_are_not_sorted_by_their_returns(tmp_path: Path) -> None:
-    for index, value in enumerate((2.0, 1.0, 3.0)):
-        (tmp_path / f"{index}.monitor.csv").write_text(f'#{{"t_start": 1}}\nr,l,t\n{value},10,5.0\n')
-    assert _episodes(tmp_path) == [[30, 2.0, 10], [30, 1.0, 10], [30, 3.0, 10]]
-
-
 def test_episodes_that_end_together_count_together() -> None:
     timesteps = np.repeat([100.0, 200.0, 600.0], 4)
     returns = np.arange(12.0)
@@ -68,21 +61,22 @@ def test_the_last_tenth_of_single_episodes_is_a_tenth() -> None:
 
 
 def test_scores_are_of_the_end(tmp_path: Path) -> None:
-    grid = make_grid(tmp_path, ["CartPole-v1"], ["npg"], [1000], 50_000)
-    write_results(grid)
-    run = next(Results(tmp_path).all())
-    found = scores.score(run)
+    results = write_results(tmp_path, ["CartPole-v1"], ["npg"], [1000], 50_000)
+    run = next(results.all())
+    collection = collect(results)
+    row = collection.table.iloc[0]
     returns = run.episodes()["return"].to_numpy()
-    assert found.training == pytest.approx(returns[-10:].mean())  # of 100
-    assert found.evaluation == pytest.approx(np.mean(run.record["evaluation"]["returns"]))
-    assert found.area == pytest.approx(found.curve.mean())
+    assert row["training"] == pytest.approx(returns[-10:].mean())  # of 100
+    assert row["evaluation"] == pytest.approx(np.mean(run.record["evaluation"]["returns"]))
+    assert row["area"] == pytest.approx(collection.curves[run.key].mean())
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"n_timesteps": 1}, "number of steps on CartPole-v1: 1, 50000"),
-        ({"code": "other"}, "code of npg"),
+        ({"modules": {"sb3_trustregion.core.radius": "0"}}, r"version of sb3_trustregion\.core\.radius: 0, "),
+        ({"backend": "envpool"}, "backend of environments: envpool, gymnasium"),
         ({"hyperparameters": {"n_steps": 1}}, "hyperparameters of npg on CartPole-v1"),
         ({"versions": {"torch": "0.1"}}, "version of torch: 0.1, "),
         ({"seed": 3}, r"kind of seeds: for claims \(0-9\), for tuning"),
@@ -91,12 +85,12 @@ def test_scores_are_of_the_end(tmp_path: Path) -> None:
 def test_what_does_not_belong_together_is_not_taken_together(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
-    write_results(make_grid(tmp_path, ["CartPole-v1"], ["npg"], [1000, 1001], 50_000))
+    write_results(tmp_path, ["CartPole-v1"], ["npg"], [1000, 1001], 50_000)
     run = next(Results(tmp_path).all())
     (run.folder / RUN_FILE).write_text(record_text(run.record | change))
     with pytest.raises(ValueError, match=message):
-        collect(tmp_path)
-    assert len(collect(tmp_path, allow_mixed=True).runs) == 2
+        collect(Results(tmp_path))
+    assert len(collect(Results(tmp_path), allow_mixed=True).runs) == 2
 
 
 def test_the_committed_references_are_sound() -> None:

@@ -5,17 +5,18 @@ from typing import Any
 
 import pytest
 
-from sb3_trustregion.benchmark.hyperparameters import nearest_rollouts, resolve, task_entry, usual_timesteps
-from sb3_trustregion.benchmark.variants import (
-    MAIN,
+from sb3_trustregion import ALGORITHMS
+from sb3_trustregion.benchmark import variants
+from sb3_trustregion.benchmark.run.hyperparameters import (
     OF_THE_ZOO,
-    VARIANTS,
-    Variant,
     accepted_arguments,
-    algorithm_class,
+    algorithms,
     derive_variant,
-    find_variant,
+    resolve,
+    task_entry,
+    usual_timesteps,
 )
+from sb3_trustregion.benchmark.variants import MAIN, VARIANTS, Variant, find_variant
 
 SHARED = {"n_envs": 1, "normalize": True}
 
@@ -74,27 +75,35 @@ def test_the_smaller_budget_is_taken() -> None:
     assert usual_timesteps("Blackjack-v1") == 1_000_000
 
 
-@pytest.mark.parametrize(
-    ("n_timesteps", "rollout", "nearest"),
-    [(100_000, 16_384, 98_304), (100_000, 2048, 100_352), (1000, 2048, 2048), (4096, 2048, 4096)],
-)
-def test_runs_have_whole_rollouts(n_timesteps: int, rollout: int, nearest: int) -> None:
-    assert nearest_rollouts(n_timesteps, rollout) == nearest
+def test_the_table_of_algorithms_decides() -> None:
+    for name, label in ALGORITHMS.items():
+        assert VARIANTS[name].label == label
+        assert name in MAIN
+        assert VARIANTS[f"{name}-tuned"].per_task
+        assert resolve(VARIANTS[f"{name}-tuned"], "CartPole-v1", 1, SHARED) is not None
+        ablations = [variant for variant in VARIANTS.values() if variant.parent == name and variant.algorithm == name]
+        assert bool(ablations) is name.startswith("adaptive_")
+
+
+def test_an_algorithm_more_is_a_variant_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ALGORITHMS, "another", "Another")
+    found = variants._all()
+    assert found["another"].label == "Another"
+    assert found["another-tuned"].config == "another"
 
 
 def test_a_twin_differs_in_the_radius_alone() -> None:
-    for parent in ("adaptive_trpo", "adaptive_trpo-m8", "adaptive_ppo"):
+    for parent in ("adaptive_trpo", "adaptive_ppo"):
         twin = VARIANTS[f"{parent}-fixed"]
-        changed = {"radius_rule": "fixed"}
-        assert twin.hyperparameters == VARIANTS[parent].hyperparameters | changed
-        assert (twin.algorithm, twin.config, twin.parent) == (parent[:13].rstrip("-"), twin.config, parent)
+        assert twin.hyperparameters == {"radius_rule": "fixed"}
+        assert (twin.algorithm, twin.config, twin.parent) == (parent, parent, parent)
 
 
-@pytest.mark.parametrize("parent", ["trpo-default", "adaptive_trpo", "adaptive_trpo-m8", "adaptive_trpo-fixed"])
+@pytest.mark.parametrize("parent", ["trpo-default", "adaptive_trpo", "adaptive_trpo-fixed"])
 def test_initial_radii_span_the_protocols_decades(parent: str) -> None:
     resolved = resolve(VARIANTS[parent], "CartPole-v1", 1, SHARED)
     assert resolved is not None
-    default = inspect.signature(algorithm_class(VARIANTS[parent].algorithm)).parameters["target_kl"].default
+    default = inspect.signature(algorithms()[VARIANTS[parent].algorithm]).parameters["target_kl"].default
     radius = resolved.get("target_kl", default)
     for suffix, factor in (("div20", 1 / 20), ("x20", 20.0)):
         variant = VARIANTS[f"{parent.removesuffix('-default')}-radius_{suffix}"]
@@ -110,9 +119,9 @@ def test_names_are_names_of_folders() -> None:
 
 
 def test_a_grid_may_define_variants() -> None:
-    variant = derive_variant("wide", {"base": "adaptive_trpo-m8", "hyperparameters": {"target_kl": 0.5}})
+    variant = derive_variant("wide", {"base": "adaptive_trpo-fixed", "hyperparameters": {"target_kl": 0.5}})
     assert variant.name == variant.label == "wide"
-    assert variant.hyperparameters == {"n_reused_rollouts": 8, "target_kl": 0.5}
+    assert variant.hyperparameters == {"radius_rule": "fixed", "target_kl": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -126,6 +135,11 @@ def test_a_grid_may_define_variants() -> None:
         ("mine", {"base": ["npg"]}, "variant must be one of"),
         ("mine", {"base": "npg", "hyperparameters": 5}, "must be by names npg knows, got 5"),
         ("mine", {"base": "npg", "hyperparameters": {"target_kl": 1}}, "names npg knows, got target_kl"),
+        (
+            "mine",
+            {"base": "adaptive_trpo", "hyperparameters": {"judge_class": "no.Judge"}},
+            "judge_class must be a class that can be imported, got 'no.Judge'",
+        ),
         # What the grid or the seed decides.
         ("mine", {"base": "npg", "hyperparameters": {"seed": 1, "n_timesteps": 1}}, "got n_timesteps, seed"),
     ],
