@@ -13,7 +13,7 @@ from sb3_trustregion.core.improvement import (
     Improvement,
     Promise,
     alternating_signs,
-    attributable,
+    attribution,
     batch_means,
     block_ids,
     blocks_per_env,
@@ -367,23 +367,16 @@ def loss(of_step: float, of_environment: float, seed: int = 0) -> Loss:
     return Loss(residuals, np.where(taken, 0.5 / 0.8, 0.5 / 0.2), np.zeros(taken.shape, dtype=bool))
 
 
-BEFORE = Estimate(0.0, 0.01)
-
-
-def test_a_loss_of_the_step_alone_is_left_as_it_was_measured() -> None:
-    assert attributable(*loss(of_step=1.0, of_environment=0.0), BEFORE, significance=3.0) is None
-
-
+@pytest.mark.parametrize("of_environment", [0.0, 2.0])
 @pytest.mark.parametrize("of_step", [0.0, 1.0])
-def test_of_a_loss_that_the_old_policy_would_have_met_the_step_answers_for_its_share(of_step: float) -> None:
-    measured = attributable(*loss(of_step, of_environment=2.0), BEFORE, significance=3.0)
-    assert measured is not None
-    # Of E[(1 - r)·d] the environment's part vanishes: E[1 - r] = 0.
-    assert measured.mean == pytest.approx(-0.6 * of_step, abs=4.0 * measured.stderr)
-    assert measured.stderr < 0.1
-
-
-def test_what_is_lost_without_significance_is_not_divided() -> None:
-    divided = loss(of_step=1.0, of_environment=0.2)
-    assert attributable(*divided, BEFORE, significance=3.0) is not None
-    assert attributable(*divided, Estimate(0.0, 10.0), significance=3.0) is None
+def test_a_loss_is_the_steps_and_the_environments(of_step: float, of_environment: float) -> None:
+    fell = loss(of_step, of_environment)
+    before = Estimate(0.25, 0.01)
+    own, change = attribution(*fell, before)
+    assert own.mean == pytest.approx(-0.6 * of_step, abs=4.0 * own.stderr)
+    assert change.mean == pytest.approx(-of_environment - before.mean, abs=4.0 * change.stderr)
+    assert max(own.stderr, change.stderr) < 0.1
+    # Together they are what was measured.
+    measured = difference(performance(fell.residuals, fell.dones), before)
+    assert own.mean + change.mean == pytest.approx(measured.mean)
+    assert change.stderr > before.stderr
