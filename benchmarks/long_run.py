@@ -26,7 +26,6 @@ N_ENVS, N_STEPS = 4, 64
 BLOCK = 100  # updates of a row
 CONFIGURATIONS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "adaptive_trpo": (AdaptiveTRPO, {}),
-    "adaptive_trpo, M = 4": (AdaptiveTRPO, {"n_reused_rollouts": 4}),
     "adaptive_ppo": (AdaptivePPO, {}),
     "npg": (NPG, {}),
 }

@@ -145,7 +145,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
     ) -> None:
         # PPO divides by one and asserts the other before anything else is asked.
         check_integer("batch_size", batch_size, at_least=2 if normalize_advantage else 1)
-        check_integer("n_steps", n_steps, at_least=2 if getattr(env, "num_envs", 1) == 1 else 1)
+        check_integer("n_steps", n_steps, at_least=2 if normalize_advantage and getattr(env, "num_envs", 1) == 1 else 1)
         super().__init__(
             policy,
             env,

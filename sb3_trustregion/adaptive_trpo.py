@@ -219,14 +219,14 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
             self.line_search_max_iter,
         )
         before = Snapshot.of(self.policy, actor.names)
-        promise = self._promise(surrogate, solution, step, verdict.radius)
         self._take(step, actor)
-        value_loss = self._fit_critic(batch, actor)
+        found = of_step(surrogate, step, solution) | {"value_loss": self._fit_critic(batch, actor)}
         if step.status is StepStatus.ACCEPTED:
+            promise = self._promise(surrogate, solution, step, verdict.radius)
             self.judge.expect(promise, rollout, before, self.policy)
+            found["reliability"] = promise.reliability
         elif step.radius_at_fault:
             self.judge.shrink()
-        found = of_step(surrogate, step, solution) | {"reliability": promise.reliability, "value_loss": value_loss}
         log_update(self, step.status, verdict, **found, **of_policy(self))
 
     def _promise(self, surrogate: Surrogate, solution: CGSolution, step: Step, radius: float) -> Promise:

@@ -11,13 +11,15 @@ import numpy as np
 import torch as th
 from sb3_contrib import TRPO
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from benchmarks.speed.plan import CNN
 from sb3_trustregion import AdaptiveTRPO
-from sb3_trustregion.core.rollouts import advantages
-from sb3_trustregion.core.surrogate import Batch
-from sb3_trustregion.recording import LearningData
+from sb3_trustregion.common.learning_data import make_batch
+from sb3_trustregion.common.on_policy import find_actor
+from sb3_trustregion.core.batch import Batch
+from sb3_trustregion.core.parameters import ParameterVector
 
 Clock = Callable[[], float]
 # By name: when it was called and when it returned.
@@ -159,24 +161,27 @@ class Duel:
         ours.collect_rollouts(ours.env, self.callback, ours.rollout_buffer, ours.n_steps)
         stock.rollout_buffer = copy.deepcopy(ours.rollout_buffer)
         theirs, mine = dict(stock.policy.named_parameters()), dict(ours.policy.named_parameters())
-        for name in ours.actor.names:
+        for name in self.actor().names:
             theirs[name].copy_(mine[name])
-
-    def newest(self) -> LearningData:
-        """The rollout as ours sees it."""
-        rollout = self.ours.recorder._rollout
-        assert rollout is not None
-        return self.ours._newest(rollout, self.ours._snapshot_normalizer())
 
     def batch(self) -> Batch:
         """The rollout as ours learns from it."""
-        return self.ours._make_batch([self.newest()])
+        buffer = self.ours.rollout_buffer
+        return make_batch(buffer, np.zeros((buffer.buffer_size, buffer.n_envs), dtype=bool))
 
+    def actor(self) -> ParameterVector:
+        """Which parameters act."""
+        return find_actor(self.ours.policy, self.batch())
+
+    @th.no_grad()
     def monte_carlo(self) -> th.Tensor:
         """Returns of the rollout in which no critic has a part, but for the ends, where ours has."""
-        newest = self.newest()
-        gained = advantages(newest.residuals, newest.rollout.dones, self.ours.gamma, 1.0)
-        return self.ours._tensor((gained + newest.values).ravel())
+        buffer = copy.deepcopy(self.ours.rollout_buffer)
+        buffer.gae_lambda = 1.0
+        assert self.ours._last_episode_starts is not None
+        last = self.ours.policy.predict_values(obs_as_tensor(self.ours._last_obs, self.ours.device))  # type: ignore[arg-type]
+        buffer.compute_returns_and_advantage(last, self.ours._last_episode_starts)
+        return th.as_tensor(buffer.swap_and_flatten(buffer.returns).ravel(), device=self.ours.device)
 
     def train(self, stock_first: bool) -> tuple[Times, Times] | None:
         """
@@ -195,15 +200,14 @@ class Duel:
     def _train_ours(self) -> Times | None:
         marks: Marks = {}
         with (
-            spied(self.ours, "_make_batch", marks, self.clock),
-            spied(self.ours, "_take_step", marks, self.clock),
+            spied(self.ours, "_gather", marks, self.clock),
+            spied(self.ours, "_take", marks, self.clock),
             spied(self.ours, "_fit_critic", marks, self.clock),
         ):
             whole = timed(self.clock, self.ours.train)
         if "_fit_critic" not in marks:
             return None
-        begin = marks["_make_batch"][0][0]  # it is made anew for the critic where rollouts are reused
-        ((_, end),), ((fit, fitted),) = marks["_take_step"], marks["_fit_critic"]
+        ((begin, _),), ((_, end),), ((fit, fitted),) = marks["_gather"], marks["_take"], marks["_fit_critic"]
         return Times(1e3 * (end - begin), 1e3 * (fitted - fit), whole)
 
     def _train_stock(self) -> Times:

@@ -47,7 +47,7 @@ def measured(size: Size, device: str) -> tuple[int, dict[str, Pairs]]:
             for part in PARTS:
                 pairs[part].add(*(getattr(one, part) for one in times))
         duel.collect()
-    return sum(duel.ours.actor.sizes), pairs
+    return sum(duel.actor().sizes), pairs
 
 
 def exponents(sizes: list[int], times: list[float]) -> Spread:

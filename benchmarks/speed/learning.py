@@ -1,5 +1,6 @@
 """Samples per second of ``learn``."""
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -7,6 +8,7 @@ from sb3_contrib import TRPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
 
 from benchmarks.speed.duel import HOPPER, Clock, clock_of
 from benchmarks.speed.plan import Plan
@@ -14,6 +16,7 @@ from benchmarks.speed.rows import Pairs, Row
 from sb3_trustregion import AdaptiveTRPO
 
 TASKS = (HOPPER, "CartPole-v1")
+N_ENVS = (1, 8)
 # The first does not judge a step, and pays for memory.
 ITERATIONS = 5
 
@@ -56,9 +59,13 @@ def learn_rows(plan: Plan, device: str) -> Iterator[Row]:
     :return: samples per second beside stock TRPO and stock PPO, all with their defaults
     """
     clock = clock_of(device)
-    for task in TASKS:
-        kinds = (AdaptiveTRPO, TRPO, PPO)
-        models = [kind("MlpPolicy", task, n_steps=plan.n_steps, seed=0, device=device) for kind in kinds]
+    for task, n_envs in itertools.product(TASKS, N_ENVS):
+        kinds, n_steps = (AdaptiveTRPO, TRPO, PPO), plan.n_steps // n_envs
+        envs = [make_vec_env(task, n_envs, seed=0) for _ in kinds]
+        models = [
+            kind("MlpPolicy", env, n_steps=n_steps, seed=0, device=device)
+            for kind, env in zip(kinds, envs, strict=True)
+        ]
         pairs = {"TRPO": Pairs(), "PPO": Pairs()}
         for _ in range(plan.n_rounds):
             ours, *peers = (speeds(model, plan.n_steps, clock) for model in models)
@@ -66,4 +73,5 @@ def learn_rows(plan: Plan, device: str) -> Iterator[Row]:
                 for both in zip(ours, peer, strict=True):
                     pairs[name].add(*both)
         for name, measured in pairs.items():
-            yield measured.row("learn", "learn()", task, "samples/s", "> 1.0", name)
+            setting = task if n_envs == 1 else f"{task}, {n_envs} environments"
+            yield measured.row("learn", "learn()", setting, "samples/s", "> 1.0", name)

@@ -16,9 +16,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from benchmarks.speed.duel import PARTS, Duel, env_for, timed
 from benchmarks.speed.plan import CNN, Plan, network_name
 from benchmarks.speed.rows import Pairs, Row, Spread
+from sb3_trustregion.core.batch import Batch
 from sb3_trustregion.core.functional import ValueHead
-from sb3_trustregion.core.surrogate import Batch, Surrogate
-from sb3_trustregion.recording import centred
+from sb3_trustregion.core.surrogate import Surrogate
 
 PRODUCT = "Fisher-vector product, exact"
 PRODUCT_GOALS = {64: "<= 0.5", 256: "<= 0.65"}
@@ -48,7 +48,7 @@ def stock_model(stock: TRPO, batch: Batch) -> StockModel:
     with th.no_grad():
         old = copy.copy(stock.policy.get_distribution(batch.observations))
     distribution = stock.policy.get_distribution(batch.observations)
-    ratios = th.exp(distribution.log_prob(batch.actions) - batch.log_probs)
+    ratios = th.exp(distribution.log_prob(batch.actions) - old.log_prob(batch.actions))
     objective = (ratios * batch.advantages / (batch.advantages.std() + 1e-8)).mean()
     divergence = kl_divergence(distribution, old).mean()
     parameters, gradient, grad_kl, _ = stock._compute_actor_grad(divergence, objective)
@@ -61,8 +61,8 @@ def product_times(duel: Duel, n_products: int) -> Pairs:
     :param n_products: how many
     :return: milliseconds of one Fisher-vector product over all states
     """
-    batch = centred(duel.batch(), scale=False)
-    ours = Surrogate(duel.ours.policy, duel.ours.actor, batch, duel.ours.cg_damping)
+    batch = duel.batch().centred(scale=False)
+    ours = Surrogate(duel.ours.policy, duel.actor(), batch, duel.ours.cg_damping)
     stock = stock_model(duel.stock, batch)
     v, pairs = th.randn_like(ours.gradient), Pairs()
     for index in range(-2, n_products):
@@ -92,9 +92,9 @@ def held_out_gains(duel: Duel, fitted: Batch, fresh: Batch) -> tuple[float, floa
     :param fresh: another one of theirs, which judges them
     :return: gain of ours and of stock at the same joint KL
     """
-    ours, fitted = duel.ours, centred(fitted, scale=False)
-    judge = Surrogate(ours.policy, ours.actor, centred(fresh, scale=False), damping=0.0)
-    surrogate = ours._surrogate(fitted)
+    ours, actor, fitted = duel.ours, duel.actor(), fitted.centred(scale=False)
+    judge = Surrogate(ours.policy, actor, fresh.centred(scale=False), damping=0.0)
+    surrogate = ours._surrogate(fitted, actor)
     mine = ours._solve(surrogate, surrogate.gradient).x
     stock = stock_model(duel.stock, fitted)
     theirs = conjugate_gradient_solver(stock.product, stock.gradient, max_iter=duel.stock.cg_max_steps)
@@ -204,6 +204,3 @@ def update_rows(plan: Plan, width: int, device: str) -> Iterator[Row]:
     if is_task:
         yield gain_row(run.gains, name)
         yield loss_row(run.losses, name)
-    reusing = RealRun(Duel(*env_for(width, plan.n_steps), width, device, n_reused_rollouts=4))
-    reusing.go(max(plan.n_updates // 4, 5), judged=False)
-    yield reusing.times["train"].row("update", "train(), 4 reused rollouts", name, "ms", "<= 1.0")

@@ -142,6 +142,6 @@ def reading(path: object) -> Iterator[None]:
         raise
     except Exception as error:
         raise DamagedFileError(
-            f"path must name a model saved by Stable-Baselines3, got {str(path)!r}, which is truncated, damaged or no "
-            f"model ({type(error).__name__}: {error}): load an earlier checkpoint"
+            f"path must name a model saved by Stable-Baselines3, got {str(path)!r}, which is truncated, damaged or "
+            f"wasn't a zip-file of a model ({type(error).__name__}: {error}): load an earlier checkpoint"
         ) from error

@@ -24,7 +24,7 @@ from sb3_trustregion.core.improvement import (
     FloatArray,
     Improvement,
     Promise,
-    attributable,
+    attribution,
     difference,
     episode_returns,
     per_step,
@@ -39,8 +39,6 @@ ESTIMATORS = ("rollout", "episodes", "surrogate")
 REGAINED = 0.5
 # The unit of the rewards may drift by so much between two rollouts; more, and they differ by that, not by the policy.
 LARGEST_DRIFT = 1.05
-# Standard errors from which on a loss is looked into where no roll-back is asked for.
-SIGNIFICANT = 3.0
 
 
 class Snapshot(NamedTuple):
@@ -206,8 +204,8 @@ class Judge:
         if pending is None or not is_comparable(rollout, pending, policy):
             self.state = self.decide(None)
             return Verdict(self.state)
-        before, (after, actual) = self.state, self._measure(rollout, pending, policy)
-        measured = self.perceive(Improvement(*actual, pending.promise))
+        before, (after, measured) = self.state, self._measure(rollout, pending, policy)
+        measured = self.perceive(measured)
         self.state = self.decide(measured)
         if self.state.rolled_back:
             pending.before.restore(policy)
@@ -285,23 +283,17 @@ class Judge:
             fared = Estimate(**numbers(rejected, "performance", get_type_hints(Estimate)))
             self.rejected = Rejected(pending_step(part(rejected, "step")), fared, before)
 
-    def _measure(self, rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> tuple[Estimate, Estimate]:
-        """
-        Step 4: how the policy fares after a step by the critic before it, and what the step brought.
-
-        A loss that the old policy would have met as well is the environment's: it is not held against the step.
-        """
-        after = self._performance(rollout, step, policy)
-        actual = difference(after, step.baseline)
-        significance = self.rule.rollback_z or SIGNIFICANT
+    def _measure(self, rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> tuple[Estimate, Improvement]:
+        """Step 4: how the policy fares after a step by the critic before it, and what the step brought."""
         if self.estimator == "episodes":
-            return after, per_step(actual, rollout.episode_lengths)
-        if actual.mean < -significance * actual.stderr:
-            ratios = old_ratios(rollout, step.before, policy)
-            if effective_share(th.as_tensor(ratios)) >= LEAST_EFFECTIVE_SHARE:
-                residuals = old_residuals(rollout, step, policy)
-                actual = attributable(residuals, ratios, rollout.dones, step.baseline, significance) or actual
-        return after, actual
+            after = episode_returns(rollout.episode_returns / step.scale)
+            actual = per_step(difference(after, step.baseline), rollout.episode_lengths)
+            return after, Improvement(*actual, step.promise)
+        residuals, ratios = old_residuals(rollout, step, policy), old_ratios(rollout, step.before, policy)
+        after = performance(residuals, rollout.dones)
+        supported = effective_share(th.as_tensor(ratios)) >= LEAST_EFFECTIVE_SHARE
+        whose = attribution(residuals, ratios, rollout.dones, step.baseline) if supported else None
+        return after, Improvement(*difference(after, step.baseline), step.promise, whose)
 
     def _performance(self, rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> Estimate:
         """Mean TD residual of a rollout by the critic before the step, or mean episode return."""
@@ -410,7 +402,7 @@ def pending_step(state: Mapping[str, Any]) -> PendingStep:
     for key, value in part(state, "before.optimizer").items():
         index, _, name = key.partition(".")
         moments.setdefault(int(index), {})[name] = value
-    joint = bool(float(state["before.joint"]))
+    joint = numbers(state, "before", {"joint": bool})["joint"]
     before = Snapshot(part(state, "before.undone"), part(state, "before.kept"), joint, moments if joint else None)
     own = numbers(
         {f"step.{key}": value for key, value in state.items()},
@@ -419,4 +411,4 @@ def pending_step(state: Mapping[str, Any]) -> PendingStep:
     )
     baseline = Estimate(**numbers(state, "baseline", get_type_hints(Estimate)))
     promise = Promise(**numbers(state, "promise", get_type_hints(Promise)))
-    return PendingStep(before, text(state["left"]), baseline, promise, **own)
+    return PendingStep(before, text(state, "left"), baseline, promise, **own)

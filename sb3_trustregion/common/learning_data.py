@@ -18,8 +18,7 @@ from sb3_trustregion.core.improvement import FloatArray, alternating_signs, bloc
 
 # Squares of anything below this stay within single precision.
 LARGEST = 1e18
-# Of fewer there is no variance.
-LEAST_SAMPLES = 2
+LEAST_SAMPLES = 1
 
 # What ``get()`` flattens in place, environment by environment.
 SCALARS = ("values", "log_probs", "advantages", "returns")
@@ -190,10 +189,9 @@ def replace_faulty_samples(buffer: RolloutBuffer, faulty: BoolArray) -> None:
     bad = faulty | ~np.isfinite(np.stack([in_time(buffer, "advantages"), in_time(buffer, "returns")])).all(axis=0)
     if not bad.any() or bad.all():
         return
-    good, bad = (~bad).ravel().nonzero()[0], bad.ravel().nonzero()[0]
-    stand_in = good[np.arange(len(bad)) % len(good)]
-    observations = buffer.observations
-    arrays = list(observations.values()) if isinstance(observations, dict) else [observations]
-    for array in (*arrays, *(getattr(buffer, name) for name in FLATTENED if name != "observations")):
-        flat = array.reshape(faulty.size, *array.shape[2:])
-        flat[bad] = flat[stand_in]
+    good, stand_ins_for = np.nonzero(~bad), np.nonzero(bad)
+    chosen = np.arange(len(stand_ins_for[0])) % len(good[0])
+    for name in FLATTENED:
+        value = in_time(buffer, name)
+        for array in value.values() if isinstance(value, dict) else [value]:
+            array[stand_ins_for] = array[good[0][chosen], good[1][chosen]]

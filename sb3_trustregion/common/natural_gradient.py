@@ -6,9 +6,8 @@ from typing import Any, ClassVar
 import torch as th
 from gymnasium import spaces
 from sb3_contrib.trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_trustregion.common.critic import fit_critic, follow_the_data
 from sb3_trustregion.common.guard import accept, refuse
@@ -44,52 +43,21 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule,
-        n_steps: int,
+        *,
         batch_size: int,
-        gamma: float,
         cg_max_steps: int,
         cg_damping: float,
         n_critic_updates: int,
-        gae_lambda: float,
-        use_sde: bool,
-        sde_sample_freq: int,
-        rollout_buffer_class: type[RolloutBuffer] | None,
-        rollout_buffer_kwargs: dict[str, Any] | None,
         normalize_advantage: bool,
         sub_sampling_factor: int,
-        stats_window_size: int,
-        tensorboard_log: str | None,
-        policy_kwargs: dict[str, Any] | None,
-        verbose: int,
-        seed: int | None,
-        device: th.device | str,
         cg_residual_tol: float,
         fisher_sub_sampling_factor: int,
+        **of_stock: Any,
     ) -> None:
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            ent_coef=0.0,  # no entropy bonus
-            vf_coef=0.0,  # the critic is fitted apart
-            max_grad_norm=0.0,
-            use_sde=use_sde,
-            sde_sample_freq=sde_sample_freq,
-            rollout_buffer_class=rollout_buffer_class,
-            rollout_buffer_kwargs=rollout_buffer_kwargs,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=False,
-            supported_action_spaces=SUPPORTED_ACTION_SPACES,
-        )
+        # No entropy bonus, and the critic is fitted apart.
+        unused = {"ent_coef": 0.0, "vf_coef": 0.0, "max_grad_norm": 0.0}
+        spaces = {"supported_action_spaces": SUPPORTED_ACTION_SPACES}
+        super().__init__(policy, env, **unused, **spaces, **of_stock, _init_setup_model=False)  # type: ignore[arg-type]
         self.batch_size = batch_size
         self.cg_max_steps = cg_max_steps
         self.cg_damping = cg_damping
@@ -109,14 +77,14 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
         check_number("cg_residual_tol", self.cg_residual_tol, at_least=0.0, below=1.0)
         check_integer("fisher_sub_sampling_factor", self.fisher_sub_sampling_factor, at_least=1)
         n_samples = self.n_steps * self.n_envs
-        if n_samples // self.sub_sampling_factor < 2:
+        if self.sub_sampling_factor > 1 and n_samples // self.sub_sampling_factor < 2:
             raise ValueError(
                 f"sub_sampling_factor must leave at least 2 of {n_samples} samples, got {self.sub_sampling_factor}"
             )
-        if self.batch_size > 1 and n_samples % self.batch_size == 1:
+        if n_samples % self.batch_size:
             warnings.warn(
-                f"batch_size={self.batch_size} leaves a last mini-batch of one of n_steps * n_envs = {n_samples} "
-                "samples: the critic learns more evenly from a factor of it.",
+                f"batch_size={self.batch_size} is no factor of n_steps * n_envs = {n_samples}: each pass of the critic's "
+                f"fit ends with a truncated mini-batch of {n_samples % self.batch_size} samples.",
                 stacklevel=3,
             )
 

@@ -56,8 +56,10 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         check_integer("stats_window_size", self._stats_window_size, at_least=1)
         if self.seed is not None:
             check_integer("seed", self.seed, at_least=0)
-        if self.n_steps * self.n_envs < 2:
-            raise ValueError(f"n_steps * n_envs must be >= 2, got {self.n_steps} * {self.n_envs}")
+        if self.normalize_advantage and self.n_steps * self.n_envs < 2:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"n_steps * n_envs must be >= 2 where advantages are normalised, got {self.n_steps} * {self.n_envs}"
+            )
 
     def _setup_model(self) -> None:
         self._validate()
@@ -97,7 +99,9 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         :raises ValueError: where the file is truncated, empty, damaged or another algorithm's
         """
         check_file(path, cls.__name__, cls._own_arguments)
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        model._heed_arguments()
+        return model
 
     def set_parameters(
         self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto"
@@ -113,7 +117,6 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         is_file = not isinstance(load_path_or_dict, dict)
         parameters = read_parameters(load_path_or_dict, get_device(device)) if is_file else load_path_or_dict
         super().set_parameters(parameters, exact_match, device)
-        self._heed_arguments()
 
     @classmethod
     def from_stock(

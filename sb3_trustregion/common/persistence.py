@@ -3,7 +3,7 @@ Small records as tensors by dotted name, as SB3 saves a state_dict: its callers 
 of tensors alone is loaded without trust in who wrote it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch as th
@@ -50,19 +50,26 @@ def numbers(state: Mapping[str, Any], name: str, kinds: Mapping[str, Any]) -> di
     :raises RuntimeError: where one is missing, as ``torch.nn.Module.load_state_dict`` does
     """
     found = part(state, name)
-    missing = [key for key in kinds if key not in found]
-    if missing:
-        raise RuntimeError(f"Missing key(s) in state_dict: {', '.join(f'{name}.{key}' for key in missing)}")
+    _check_present(state, [f"{name}.{key}" for key in kinds])
     values = {key: float(found[key]) for key in kinds}
     return {key: kinds[key](value) if _fits(kinds[key], value) else value for key, value in values.items()}
 
 
-def text(tensor: th.Tensor) -> str:
+def text(state: Mapping[str, Any], name: str) -> str:
     """
-    :param tensor: what ``to_tensors`` made of a text
+    :param state: tensors by dotted name
+    :param name: of what ``to_tensors`` made of a text
     :return: the text
+    :raises RuntimeError: where it is missing
     """
-    return bytes(int(code) for code in tensor.tolist()).decode(errors="replace")
+    _check_present(state, [name])
+    return bytes(int(code) for code in state[name].tolist()).decode(errors="replace")
+
+
+def _check_present(state: Mapping[str, Any], names: Iterable[str]) -> None:
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise RuntimeError(f"Missing key(s) in state_dict: {', '.join(missing)}")
 
 
 def _fits(kind: Any, value: float) -> bool:

@@ -13,7 +13,7 @@ import torch as th
 from stable_baselines3.common.distributions import Distribution
 
 from sb3_trustregion.core.distributions import Parameters, fisher_times
-from sb3_trustregion.core.jacobian import ReverseTwice
+from sb3_trustregion.core.jacobian import ReverseTwice, pulled_back
 
 
 class FisherProduct:
@@ -49,5 +49,5 @@ class FisherProduct:
         :return: (F + λI)·v, shape (P,)
         """
         weighted = fisher_times(self.kind, self.at, self.jacobian_times(v))
-        (product,) = th.autograd.grad(self.outputs, self.vector, weighted, retain_graph=True)
+        product = pulled_back(self.outputs, self.vector, weighted, retain_graph=True)
         return th.add(product.div_(self.n_states), v, alpha=self.damping)

@@ -56,6 +56,18 @@ class Promise(NamedTuple):
         return self.reliability * min(self.linear_gain, self.gain)  # so ordered, min passes NaN on
 
 
+class Attribution(NamedTuple):
+    """
+    Whose an improvement is.
+
+    :param own: the step's own share, reward units per environment step
+    :param change: what the old policy would have gained or lost as well: the environment's share, same units
+    """
+
+    own: Estimate
+    change: Estimate
+
+
 class Improvement(NamedTuple):
     """
     One judged step.
@@ -63,11 +75,13 @@ class Improvement(NamedTuple):
     :param actual: measured improvement per environment step, in reward units
     :param stderr: standard error of ``actual``
     :param promise: what the step promised
+    :param attribution: whose ``actual`` is; None where the new policy's actions tell too little about the old one
     """
 
     actual: float
     stderr: float
     promise: Promise
+    attribution: Attribution | None = None
 
     @property
     def predicted(self) -> float:
@@ -160,27 +174,25 @@ def performance(residuals: FloatArray, dones: npt.NDArray[np.bool_]) -> Estimate
     return Estimate(by_blocks.mean, max(by_blocks.stderr, by_episodes.stderr))
 
 
-def attributable(
-    residuals: FloatArray, ratios: FloatArray, dones: npt.NDArray[np.bool_], baseline: Estimate, significance: float
-) -> Estimate | None:
+def attribution(
+    residuals: FloatArray, ratios: FloatArray, dones: npt.NDArray[np.bool_], baseline: Estimate
+) -> Attribution:
     """
-    What a step is to blame for where the environment has changed at the same time.
+    What a step is to blame for, and what the environment, where that has changed at the same time.
 
     By the performance-difference lemma the old policy's residuals have mean zero in any states, so that
-    E[d] = E[(1 - r)·d] + E[r·d] with r = π_k/π_{k+1} splits what was lost into the step's share and the old policy's
-    own: where that one differs significantly from what it was, rewards or transitions have changed.
+    E[d] = E[(1 - r)·d] + E[r·d] with r = π_k/π_{k+1} splits what was measured into the step's share and the old
+    policy's own: where that one is not what it was, rewards or transitions have changed, or the critic does not know
+    the states.
 
     :param residuals: shape (T, N), of the rollout after the step by the critic before it, NaN where faulty
     :param ratios: shape (T, N), π_k/π_{k+1} of its actions
     :param dones: shape (T, N)
     :param baseline: mean residual before the step
-    :param significance: in standard errors
-    :return: the step's share; None where the old policy would have fared as before
+    :return: both shares
     """
-    change = difference(performance(ratios * residuals, dones), baseline)
-    if not abs(change.mean) > significance * change.stderr:
-        return None
-    return performance((1.0 - ratios) * residuals, dones)
+    own = performance((1.0 - ratios) * residuals, dones)
+    return Attribution(own, difference(performance(ratios * residuals, dones), baseline))
 
 
 def alternating_signs(n_steps: int, n_envs: int) -> FloatArray:

@@ -27,7 +27,7 @@ class ReverseTwice:
 
     def __init__(self, outputs: Parameters, vector: th.Tensor) -> None:
         self.cotangents = tuple(th.zeros_like(output, requires_grad=True) for output in outputs)
-        (self.pulled_back,) = th.autograd.grad(outputs, vector, self.cotangents, create_graph=True)
+        self.pulled_back = pulled_back(outputs, vector, self.cotangents, create_graph=True)
 
     def __call__(self, v: th.Tensor) -> Parameters:
         """
@@ -36,6 +36,19 @@ class ReverseTwice:
         """
         tangents = th.autograd.grad(self.pulled_back, self.cotangents, v, retain_graph=True, materialize_grads=True)
         return tuple(tangents)
+
+
+def pulled_back(outputs: Parameters, vector: th.Tensor, cotangents: Parameters, **kwargs: bool) -> th.Tensor:
+    """
+    :param outputs: some of them attached to a graph from ``vector``: a frozen standard deviation, say, is not
+    :param vector: shape (P,), the leaf θ
+    :param cotangents: u, shapes as ``outputs``
+    :param kwargs: of ``torch.autograd.grad``
+    :return: Jᵀu, shape (P,)
+    """
+    attached = [pair for pair in zip(outputs, cotangents, strict=True) if pair[0].requires_grad]
+    (result,) = th.autograd.grad([one for one, _ in attached], vector, [u for _, u in attached], **kwargs)
+    return result
 
 
 class CentralDifferences:
@@ -77,13 +90,13 @@ def differentiable_twice(outputs: Sequence[th.Tensor], leaves: Sequence[th.Tenso
     v = [_random_like(leaf, generator) for leaf in leaves]
     reason = "an operation of it loses its second derivative"
     try:
-        pulled_back = th.autograd.grad(outputs, leaves, u, create_graph=True)
-        tangents = th.autograd.grad(pulled_back, u, v, materialize_grads=True)
+        pulled = th.autograd.grad(outputs, leaves, u, create_graph=True)
+        tangents = th.autograd.grad(pulled, u, v, materialize_grads=True)
     except RuntimeError as error:
         reason = str(error)
     else:
-        ends = _dot(u, tangents), _dot(pulled_back, v)
-        scale = sum(float((one.detach() * other).abs().sum()) for one, other in zip(pulled_back, v, strict=True))
+        ends = _dot(u, tangents), _dot(pulled, v)
+        scale = sum(float((one.detach() * other).abs().sum()) for one, other in zip(pulled, v, strict=True))
         if not abs(ends[0] - ends[1]) > ADJOINT_TOLERANCE * scale:  # what is not finite is found elsewhere
             return True
     warnings.warn(f"policy cannot be differentiated twice, Fisher products by differences: {reason}", stacklevel=2)

@@ -78,10 +78,10 @@ def actor_parameters(policy: ActorCriticPolicy, observations: Observations) -> P
     trainable = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
     with preserved_distribution(policy), th.enable_grad():
         outputs = distribution_parameters(policy.get_distribution(observations))
-    attached = [output for output in outputs if output.requires_grad]
-    if not trainable or not attached:
-        return NOBODY
-    total = th.stack([output.sum() for output in attached]).sum()
+        attached = [output for output in outputs if output.requires_grad]
+        if not trainable or not attached:
+            return NOBODY
+        total = th.stack([output.sum() for output in attached]).sum()
     gradients = th.autograd.grad(total, list(trainable.values()), retain_graph=True, allow_unused=True)
     found = [name for name, gradient in zip(trainable, gradients, strict=True) if gradient is not None]
     leaves = [trainable[name] for name in found]

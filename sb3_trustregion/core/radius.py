@@ -42,6 +42,9 @@ RELIABILITY_SIGNIFICANCE = 1.0
 REMEMBERED = 0.7
 # Residuals are cut here, so that one freak rollout cannot rule the window.
 OUTLIER = 5.0
+# Standard errors of the environment's own share from which on it is believed to change. Where that is a mistake, the
+# steps' own share is good evidence all the same.
+CHANGE_SIGNIFICANCE = 2.0
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,9 @@ class TrustRegionState:
     :param promised: Σ length·expected/noise
     :param gained: Σ length·actual/noise
     :param gained_variance: its variance
+    :param changed: Σ length·(share of actual that is the environment's)/noise
+    :param drift: Σ (share of actual that is the environment's)/noise: what tells that the environment changes
+    :param drift_variance: its variance
     :param leverage: Σ length²·expected/noise, so that θ = (promised - gained)/leverage
     :param n_judged: steps measured so far
     :param n_rollbacks: steps undone so far
@@ -117,6 +123,9 @@ class TrustRegionState:
     promised: float = 0.0
     gained: float = 0.0
     gained_variance: float = 0.0
+    changed: float = 0.0
+    drift: float = 0.0
+    drift_variance: float = 0.0
     leverage: float = 0.0
     n_judged: int = 0
     n_rollbacks: int = 0
@@ -133,6 +142,16 @@ class TrustRegionState:
     def pooled_ratio_stderr(self) -> float:
         """Standard error of ``pooled_ratio``, from that of ``actual`` alone."""
         return math.sqrt(self.variance) / abs(self.predicted) if self.predicted != 0.0 else math.nan
+
+    @property
+    def environment_changes(self) -> bool:
+        """Whether rewards or transitions drift over the window: what they took is not held against the steps."""
+        return self.drift**2 > CHANGE_SIGNIFICANCE**2 * self.drift_variance
+
+    @property
+    def gained_by_steps(self) -> float:
+        """``gained``, less what the environment gave or took where it changes."""
+        return self.gained - (self.changed if self.environment_changes else 0.0)
 
     @property
     def pooled_reliability(self) -> float:
@@ -163,14 +182,14 @@ def update_radius(state: TrustRegionState, measured: Improvement | None, rule: R
     if measured is None or not measured.is_informative:
         return replace(state, factor=1.0, rolled_back=False)
     pooled = _pool(state, measured, rule) if measured.is_promising else state
-    if _is_significantly_worse(measured, rule):
+    if _is_significantly_worse(measured, pooled, rule):
         factor = 1.0 if rule.kind == "fixed" else ROLLBACK_SHRINKAGE ** (rule.exponent / 2)
         undone = _scale(pooled, factor, rule)
         return replace(undone, rolled_back=True, n_rollbacks=state.n_rollbacks + 1)
     if not measured.is_promising:
         return replace(state, factor=1.0, rolled_back=False)
     factor = rule.decide(pooled, measured)
-    without_feedback = rule.decide(replace(pooled, gained=0.0), measured._replace(actual=0.0))
+    without_feedback = rule.decide(replace(pooled, gained=0.0, changed=0.0), measured._replace(actual=0.0))
     if not measured.promise.used_radius:
         # A step that stopped short says nothing about how much further it might have gone.
         factor, without_feedback = min(factor, 1.0), min(without_feedback, 1.0)
@@ -210,11 +229,19 @@ def shrink_radius(state: TrustRegionState, rule: RadiusRule) -> TrustRegionState
     return _scale(state, factor, rule)
 
 
-def _is_significantly_worse(measured: Improvement, rule: RadiusRule) -> bool:
-    if rule.rollback_z is None or not measured.stderr > 0.0:
+def _is_significantly_worse(measured: Improvement, pooled: TrustRegionState, rule: RadiusRule) -> bool:
+    z = rule.rollback_z
+    if z is None or not measured.stderr > 0.0:
         return False
     # Of this step alone: what the steps before it brought is no reason to keep a policy that is worse.
-    return measured.actual < -rule.rollback_z * measured.stderr
+    if not measured.actual < -z * measured.stderr:
+        return False
+    if measured.attribution is None:
+        return True
+    own, change = measured.attribution
+    if not (pooled.environment_changes or abs(change.mean) > z * change.stderr):
+        return True
+    return own.mean < -z * own.stderr
 
 
 def _pool(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> TrustRegionState:
@@ -229,7 +256,11 @@ def _pool(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> T
     )
     expected = state.pooled_reliability * measured.promise.gain
     limit = OUTLIER * (noise + expected)
-    actual = min(max(measured.actual, expected - limit), expected + limit)
+    actual = _within(measured.actual, expected, limit)
+    change, change_stderr = 0.0, 0.0
+    if measured.attribution is not None:
+        change = actual - _within(measured.attribution.own.mean, expected, limit)
+        change_stderr = measured.attribution.change.stderr
     return replace(
         state,
         actual=fade * state.actual + measured.actual,
@@ -238,6 +269,9 @@ def _pool(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> T
         promised=fade * state.promised + length * expected / noise,
         gained=fade * state.gained + length * actual / noise,
         gained_variance=fade**2 * state.gained_variance + length**2,
+        changed=fade * state.changed + length * change / noise,
+        drift=fade * state.drift + change / noise,
+        drift_variance=fade**2 * state.drift_variance + (change_stderr / noise) ** 2,
         leverage=fade * state.leverage + length**2 * expected / noise,
         n_judged=state.n_judged + 1,
     )
@@ -246,7 +280,7 @@ def _pool(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> T
 def _noise_aware(state: TrustRegionState, measured: Improvement) -> float:
     """Factor on the squared length towards the longest step that the pooled evidence does not contradict."""
     doubt = SIGNIFICANCE * math.sqrt(state.gained_variance)
-    theta = (state.promised - state.gained - doubt) / state.leverage
+    theta = (state.promised - state.gained_by_steps - doubt) / state.leverage
     holds = state.reliability > 0.0
     holds &= state.reliability**2 >= RELIABILITY_SIGNIFICANCE**2 * state.reliability_squares
     growth = GROWTH if holds else 1.0
@@ -263,6 +297,7 @@ def _forget_longer_steps(state: TrustRegionState) -> TrustRegionState:
         promised=REMEMBERED * state.promised,
         gained=REMEMBERED * state.gained,
         gained_variance=REMEMBERED * state.gained_variance,
+        changed=REMEMBERED * state.changed,
         leverage=REMEMBERED * state.leverage,
     )
 
@@ -283,6 +318,10 @@ def _fixed(state: TrustRegionState, measured: Improvement) -> float:
 def _scale(state: TrustRegionState, factor: float, rule: RadiusRule) -> TrustRegionState:
     radius = min(max(state.radius * factor, rule.minimum), rule.maximum)
     return replace(state, radius=radius if factor != 1.0 else state.radius, factor=factor)
+
+
+def _within(value: float, middle: float, limit: float) -> float:
+    return min(max(value, middle - limit), middle + limit)
 
 
 def _direction(factor: float) -> int:
