@@ -140,11 +140,10 @@ def test_stats_window_size(algorithm: type[Any], value: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
-@pytest.mark.parametrize("normalize_advantage", [True, False])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_single_sample_is_no_batch(algorithm: type[Any], normalize_advantage: bool) -> None:
-    with pytest.raises(ValueError, match=r"n_steps.* must be .*>= 2, got 1"):
-        make_model(algorithm, ToyEnv(), n_steps=1, normalize_advantage=normalize_advantage)
+def test_a_single_sample_is_no_batch(algorithm: type[Any]) -> None:
+    with pytest.raises(ValueError, match=r"n_steps.* must be .*>= 2.*, got 1"):
+        make_model(algorithm, ToyEnv(), n_steps=1)
 
 
 @pytest.mark.parametrize("algorithm", NATURAL)
