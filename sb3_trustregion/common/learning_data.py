@@ -183,15 +183,15 @@ def replace_faulty_samples(buffer: RolloutBuffer, faulty: BoolArray) -> None:
     """
     PPO takes its samples from the buffer as they are: faulty ones give way to others.
 
-    :param buffer: a full buffer, before ``get()``, changed in place
+    :param buffer: a full buffer, before or after ``get()`` flattened it, changed in place
     :param faulty: shape (T, N)
     """
     bad = faulty | ~np.isfinite(np.stack([in_time(buffer, "advantages"), in_time(buffer, "returns")])).all(axis=0)
     if not bad.any() or bad.all():
         return
-    good, stand_ins_for = np.nonzero(~bad), np.nonzero(bad)
-    chosen = np.arange(len(stand_ins_for[0])) % len(good[0])
+    spoiled, sound = np.nonzero(bad), np.argwhere(~bad)
+    steps, envs = sound[np.arange(int(bad.sum())) % len(sound)].T
     for name in FLATTENED:
         value = in_time(buffer, name)
         for array in value.values() if isinstance(value, dict) else [value]:
-            array[stand_ins_for] = array[good[0][chosen], good[1][chosen]]
+            array[spoiled] = array[steps, envs]
