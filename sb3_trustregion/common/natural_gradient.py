@@ -83,7 +83,7 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
             )
         if n_samples % self.batch_size:
             warnings.warn(
-                f"batch_size={self.batch_size} is no factor of n_steps * n_envs = {n_samples}: each pass of the critic's "
+                f"batch_size={self.batch_size} is no factor of n_steps * n_envs = {n_samples}: a pass of the critic's "
                 f"fit ends with a truncated mini-batch of {n_samples % self.batch_size} samples.",
                 stacklevel=3,
             )
