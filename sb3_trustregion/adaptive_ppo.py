@@ -13,7 +13,7 @@ from sb3_trustregion.common.judge import Judge, Snapshot, Verdict, make_judge, r
 from sb3_trustregion.common.learning_data import LEAST_SAMPLES, make_batch, replace_faulty_samples
 from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, find_actor
 from sb3_trustregion.common.update_log import log_update, of_evaluation
-from sb3_trustregion.common.validation import check_bool, check_integer, check_number, check_schedule
+from sb3_trustregion.common.validation import check_bool, check_integer, check_number, check_schedule, settle
 from sb3_trustregion.core.batch import Batch
 from sb3_trustregion.core.conjugate_gradient import conjugate_gradient
 from sb3_trustregion.core.functional import uncompiled
@@ -144,8 +144,10 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         judge_kwargs: dict[str, Any] | None = None,
     ) -> None:
         # PPO divides by one and asserts the other before anything else is asked.
-        check_integer("batch_size", batch_size, at_least=2 if normalize_advantage else 1)
-        check_integer("n_steps", n_steps, at_least=2 if normalize_advantage and getattr(env, "num_envs", 1) == 1 else 1)
+        normalize_advantage = check_bool("normalize_advantage", normalize_advantage)
+        at_least = 2 if normalize_advantage else 1
+        batch_size = check_integer("batch_size", batch_size, at_least)
+        n_steps = check_integer("n_steps", n_steps, at_least if getattr(env, "num_envs", 1) == 1 else 1)
         super().__init__(
             policy,
             env,
@@ -186,17 +188,14 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
 
     def _validate(self) -> None:
         super()._validate()
-        check_integer("n_epochs", self.n_epochs, at_least=1)
-        check_schedule("clip_range", self.clip_range, at_least=0.0)
-        if self.clip_range_vf is not None and not callable(self.clip_range_vf):
-            check_number("clip_range_vf", self.clip_range_vf, above=0.0, infinite=True)
-        check_bool("normalize_advantage", self.normalize_advantage)
-        check_integer("batch_size", self.batch_size, at_least=2 if self.normalize_advantage else 1)
-        check_number("ent_coef", self.ent_coef)
-        check_number("vf_coef", self.vf_coef, at_least=0.0)
-        check_number("max_grad_norm", self.max_grad_norm, above=0.0, infinite=True)
-        if self.target_kl is not None:
-            check_number("target_kl", self.target_kl, at_least=0.0, infinite=True)
+        settle(self, check_integer, "n_epochs", at_least=1)
+        settle(self, check_integer, "batch_size", at_least=2 if self.normalize_advantage else 1)
+        settle(self, check_schedule, "clip_range", at_least=0.0, infinite=True)
+        settle(self, check_schedule, "clip_range_vf", optional=True, above=0.0, infinite=True)
+        settle(self, check_number, "ent_coef")
+        settle(self, check_number, "vf_coef", at_least=0.0)
+        settle(self, check_number, "max_grad_norm", at_least=0.0, infinite=True)
+        settle(self, check_number, "target_kl", optional=True, at_least=0.0, infinite=True)
         rule = rule_of(self)
         if not rule.minimum <= 1.0 <= rule.maximum:
             raise ValueError(f"radius_bounds must contain 1, the factor to start from, got {self.radius_bounds}")
@@ -216,6 +215,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
     @property
     def region(self) -> TrustRegionState:
         """Radius (the factor on ε), pooled sums and counters of the trust region."""
+        self._heed_arguments()
         return self.judge.state
 
     def train(self) -> None:

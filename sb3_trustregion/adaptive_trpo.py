@@ -10,7 +10,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from sb3_trustregion.common.judge import Judge, Snapshot, Verdict, make_judge, rule_of
 from sb3_trustregion.common.natural_gradient import NaturalGradientAlgorithm
 from sb3_trustregion.common.update_log import log_update, of_policy, of_step
-from sb3_trustregion.common.validation import check_integer, check_number
+from sb3_trustregion.common.validation import check_integer, check_number, settle
 from sb3_trustregion.core.conjugate_gradient import CGSolution
 from sb3_trustregion.core.improvement import Promise
 from sb3_trustregion.core.line_search import Step, StepStatus, backtrack, reliability
@@ -181,9 +181,9 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
 
     def _validate(self) -> None:
         super()._validate()
-        check_number("line_search_shrinking_factor", self.line_search_shrinking_factor, above=0.0, below=1.0)
-        check_integer("line_search_max_iter", self.line_search_max_iter, at_least=1)
-        check_number("target_kl", self.target_kl, above=0.0)
+        settle(self, check_number, "line_search_shrinking_factor", above=0.0, below=1.0)
+        settle(self, check_integer, "line_search_max_iter", at_least=1)
+        settle(self, check_number, "target_kl", above=0.0)
         rule = rule_of(self)
         if not rule.minimum <= self.target_kl <= rule.maximum:
             raise ValueError(f"target_kl must be within radius_bounds {self.radius_bounds}, got {self.target_kl}")
@@ -198,6 +198,7 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
     @property
     def region(self) -> TrustRegionState:
         """Radius (nats per action dimension), pooled sums and counters of the trust region."""
+        self._heed_arguments()
         return self.judge.state
 
     def train(self) -> None:

@@ -1,6 +1,6 @@
 """Natural policy gradient: a fixed step along F⁻¹g."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -62,6 +62,8 @@ class NPG(NaturalGradientAlgorithm):
     """
 
     _own_arguments = ("actor_step_size",)
+    # Where RL Zoo's hyperparameter search looks, beyond the ranges of stock TRPO.
+    search_space: ClassVar[dict[str, tuple[float, float]]] = {"actor_step_size": (0.03, 3.0)}
 
     def __init__(
         self,
@@ -125,7 +127,7 @@ class NPG(NaturalGradientAlgorithm):
 
     def _validate(self) -> None:
         super()._validate()
-        check_schedule("actor_step_size", self.actor_step_size, at_least=0.0)
+        self.actor_step_size = check_schedule("actor_step_size", self.actor_step_size, at_least=0.0)
 
     def train(self) -> None:
         """Gradient and Fisher matrix of the surrogate, one fixed step along F⁻¹g, the critic's fit."""

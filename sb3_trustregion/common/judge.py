@@ -17,7 +17,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_trustregion.common.learning_data import ObsArray, Rollout, flatten_time
 from sb3_trustregion.common.persistence import Tensors, numbers, part, text, to_tensors
-from sb3_trustregion.common.validation import check_choice, check_integer, check_number
+from sb3_trustregion.common.validation import check_choice, check_integer, check_number, settle
 from sb3_trustregion.core.functional import ActionHead, ValueHead, uncompiled
 from sb3_trustregion.core.improvement import (
     Estimate,
@@ -320,15 +320,13 @@ def rule_of(model: Any) -> RadiusRule:
     :raises ValueError: where one is out of range
     """
     check_choice("improvement_estimator", model.improvement_estimator, ESTIMATORS)
-    check_integer("radius_window", model.radius_window, at_least=1)
+    settle(model, check_integer, "radius_window", at_least=1)
+    settle(model, check_number, "rollback_z", optional=True, above=0.0)
     try:
         lower, upper = (float(bound) for bound in model.radius_bounds)
     except (TypeError, ValueError) as error:
         raise ValueError(f"radius_bounds must be two numbers, got {model.radius_bounds!r}") from error
-    if model.rollback_z is not None:
-        check_number("rollback_z", model.rollback_z, above=0.0)
-    rule, window, z = model.radius_rule, int(model.radius_window), model.rollback_z
-    return RadiusRule(rule, window, lower, upper, None if z is None else float(z), model._radius_exponent)
+    return RadiusRule(model.radius_rule, model.radius_window, lower, upper, model.rollback_z, model._radius_exponent)
 
 
 def make_judge(model: Any, start: float, given: float) -> Judge:

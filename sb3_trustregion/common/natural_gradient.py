@@ -15,7 +15,7 @@ from sb3_trustregion.common.judge import Verdict
 from sb3_trustregion.common.learning_data import LEAST_SAMPLES, Rollout, make_batch
 from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, find_actor
 from sb3_trustregion.common.update_log import log_update, of_policy
-from sb3_trustregion.common.validation import check_bool, check_integer, check_number
+from sb3_trustregion.common.validation import check_integer, check_number, settle
 from sb3_trustregion.core.batch import Batch
 from sb3_trustregion.core.conjugate_gradient import CGSolution, conjugate_gradient
 from sb3_trustregion.core.functional import uncompiled
@@ -69,13 +69,11 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
 
     def _validate(self) -> None:
         super()._validate()
-        check_integer("cg_max_steps", self.cg_max_steps, at_least=1)
-        check_number("cg_damping", self.cg_damping, at_least=0.0)
-        check_integer("n_critic_updates", self.n_critic_updates, at_least=0)
-        check_bool("normalize_advantage", self.normalize_advantage)
-        check_integer("sub_sampling_factor", self.sub_sampling_factor, at_least=1)
-        check_number("cg_residual_tol", self.cg_residual_tol, at_least=0.0, below=1.0)
-        check_integer("fisher_sub_sampling_factor", self.fisher_sub_sampling_factor, at_least=1)
+        factors = "sub_sampling_factor", "fisher_sub_sampling_factor"
+        settle(self, check_integer, "cg_max_steps", *factors, at_least=1)
+        settle(self, check_integer, "n_critic_updates", at_least=0)
+        settle(self, check_number, "cg_damping", at_least=0.0)
+        settle(self, check_number, "cg_residual_tol", at_least=0.0, below=1.0)
         n_samples = self.n_steps * self.n_envs
         if self.sub_sampling_factor > 1 and n_samples // self.sub_sampling_factor < 2:
             raise ValueError(

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch as th
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -22,7 +23,7 @@ from sb3_trustregion.common.guard import screened
 from sb3_trustregion.common.judge import Judge
 from sb3_trustregion.common.learning_data import Rollout
 from sb3_trustregion.common.recorder import Recorder, RecordingCallback
-from sb3_trustregion.common.validation import check_bool, check_integer, check_number, check_schedule
+from sb3_trustregion.common.validation import check_bool, check_integer, check_number, check_schedule, settle
 from sb3_trustregion.core.batch import Batch, take
 from sb3_trustregion.core.distributions import check_supported
 from sb3_trustregion.core.functional import uncompiled
@@ -37,6 +38,8 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
     judge: Judge
     # Arguments that together tell this algorithm's files from others'.
     _own_arguments: ClassVar[tuple[str, ...]]
+    batch_size: int
+    normalize_advantage: bool
     # Steps never taken, and transitions left out because they were not finite: plain numbers, saved with the model.
     n_invalid: int = 0
     n_invalid_in_a_row: int = 0
@@ -46,17 +49,17 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         """
         :raises ValueError: naming the argument that is out of range, the constraint and the value
         """
-        check_schedule("learning_rate", self.learning_rate, at_least=0.0)
-        check_integer("n_steps", self.n_steps, at_least=1)
-        check_integer("batch_size", self.batch_size, at_least=1)  # type: ignore[attr-defined]
-        check_number("gamma", self.gamma, at_least=0.0, at_most=1.0)
-        check_number("gae_lambda", self.gae_lambda, at_least=0.0, at_most=1.0)
-        check_bool("use_sde", self.use_sde)
-        check_integer("sde_sample_freq", self.sde_sample_freq, at_least=-1)
-        check_integer("stats_window_size", self._stats_window_size, at_least=1)
-        if self.seed is not None:
-            check_integer("seed", self.seed, at_least=0)
-        if self.normalize_advantage and self.n_steps * self.n_envs < 2:  # type: ignore[attr-defined]
+        settle(self, check_schedule, "learning_rate", at_least=0.0)
+        settle(self, check_integer, "n_steps", "batch_size", at_least=1)
+        settle(self, check_number, "gamma", "gae_lambda", at_least=0.0, at_most=1.0)
+        settle(self, check_bool, "use_sde", "normalize_advantage")
+        if self.use_sde or self.sde_sample_freq is not None:
+            # As stock, which takes any number, and infinity for the start of the rollout alone.
+            settle(self, check_number, "sde_sample_freq", infinite=True)
+        if self._stats_window_size is not None:
+            self._stats_window_size = check_integer("stats_window_size", self._stats_window_size, at_least=0)
+        settle(self, check_integer, "seed", optional=True, at_least=0, at_most=2**32 - 1)
+        if self.normalize_advantage and self.n_steps * self.n_envs < 2:
             raise ValueError(
                 f"n_steps * n_envs must be >= 2 where advantages are normalised, got {self.n_steps} * {self.n_envs}"
             )
@@ -99,9 +102,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         :raises ValueError: where the file is truncated, empty, damaged or another algorithm's
         """
         check_file(path, cls.__name__, cls._own_arguments)
-        model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-        model._heed_arguments()
-        return model
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def set_parameters(
         self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto"
@@ -139,7 +140,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         :param env: the environment to go on in
         :param device: device on which the code should run
         :param custom_objects: objects that replace those in the file, as in ``load``
-        :param print_system_info: as in ``load``
+        :param print_system_info: whether to print information on the system that saved it and on this one
         :param kwargs: arguments of the constructor, which win over the file's
         :return: a new model
         :raises ValueError: where the file holds no actor-critic policy, or its spaces are not those of ``env``
@@ -147,9 +148,9 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         stock = StockModel(path, get_device(device), custom_objects, print_system_info)
         accepted = set(inspect.signature(cls).parameters)
         arguments = {"policy": stock.data["policy_class"], **stock.arguments(accepted), **kwargs}
+        env = cls._wrap_env(maybe_make_env(env, 0))
+        stock.check_spaces(env)
         model = cls(env=env, device=device, **arguments)
-        assert model.env is not None
-        stock.check_spaces(model.env)
         model.policy.load_state_dict(stock.parameters["policy"])
         if stock.is_ppo and "clip_range" in accepted:
             model.policy.optimizer.load_state_dict(stock.parameters["policy.optimizer"])

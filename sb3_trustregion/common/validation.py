@@ -73,6 +73,22 @@ def check_bool(name: str, value: Any) -> bool:
     raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
+def settle(model: Any, check: Callable[..., Any], *names: str, optional: bool = False, **bounds: Any) -> None:
+    """
+    Check arguments of a model and put what the check returns in their place.
+
+    :param model: which keeps its arguments as attributes
+    :param check: one of the above
+    :param names: of the arguments
+    :param optional: whether they may be None
+    :param bounds: further arguments of the check
+    """
+    for name in names:
+        value = getattr(model, name)
+        if not (optional and value is None):
+            setattr(model, name, check(name, value, **bounds))
+
+
 def as_schedule(value: float | Callable[[float], float]) -> Callable[[float], float]:
     """
     :param value: a number or a schedule

@@ -70,7 +70,7 @@ class RadiusRule:
     exponent: float = 2.0
 
     def __post_init__(self) -> None:
-        if not callable(self.kind) and self.kind not in RULES:
+        if not callable(self.kind) and not (isinstance(self.kind, str) and self.kind in RULES):
             raise ValueError(f"radius_rule must be a function or one of {sorted(RULES)}, got {self.kind!r}")
         if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 1:
             raise ValueError(f"radius_window must be an integer >= 1, got {self.window!r}")
