@@ -148,7 +148,7 @@ def test_a_single_sample_is_no_batch(algorithm: type[Any]) -> None:
 
 @pytest.mark.parametrize("algorithm", NATURAL)
 def test_a_last_mini_batch_of_one_is_warned_about(algorithm: type[Any]) -> None:
-    with pytest.warns(UserWarning, match="batch_size=21 leaves a last mini-batch of one"):
+    with pytest.warns(UserWarning, match="batch_size=21 is no factor of n_steps"):
         make_model(algorithm, batch_size=21)
 
 
