@@ -17,12 +17,9 @@ def fit_critic(
     policy: ActorCriticPolicy, actor: ParameterVector, batch: Batch, n_passes: int, batch_size: int
 ) -> float:
     """
-    :param policy: whose values are fitted
-    :param actor: the parameters that must stay
-    :param batch: observations and returns
-    :param n_passes: over the batch
-    :param batch_size: of a mini-batch
-    :return: mean loss over all mini-batches; NaN where the fit was refused because it left the finite numbers
+    Fit values to returns in ``n_passes`` over the batch.
+
+    :return: mean loss over all mini-batches; NaN where the fit left the finite numbers and was undone
     """
     critic, optimizer = critic_parameters(policy, actor), policy.optimizer
     if not critic or n_passes == 0 or batch.n_samples == 0:
@@ -79,10 +76,6 @@ def follow_the_data(policy: ActorCriticPolicy, batch: Batch, batch_size: int) ->
     Let running statistics (batch normalisation and its like) see a rollout, as in stock PPO's and TRPO's epochs.
 
     Before the step, so that surrogate and KL are of the policy that will act.
-
-    :param policy: whose modules may keep statistics
-    :param batch: the data
-    :param batch_size: of a mini-batch
     """
     if not any(_may_keep_statistics(module) for module in policy.modules()):
         return

@@ -51,15 +51,11 @@ class Screen(VecEnvWrapper):
         self.terminal = np.zeros(self.num_envs, dtype=bool)
 
     def reset(self) -> VecEnvObs:
-        """
-        :return: the first observations, finite
-        """
+        """The first observations, finite."""
         return self._screened(self.venv.reset(), None)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """
-        :return: the step, finite
-        """
+        """One step, finite."""
         observations, rewards, dones, infos = self.venv.step_wait()
         self.reward = ~usable(rewards)
         last_rewards = self.normalizer.old_reward
@@ -93,11 +89,7 @@ def _end_is_usable(info: dict[str, Any]) -> bool:
 
 @contextmanager
 def screened(env: VecEnv) -> Iterator[Screen | None]:
-    """
-    Put a screen beneath ``VecNormalize`` for a while, so that nobody else meets it.
-
-    :param env: the training environment
-    """
+    """Put a screen beneath ``VecNormalize`` for a while, so that nobody else meets it."""
     normalizer = unwrap_vec_normalize(env)
     if normalizer is None:
         yield None
@@ -111,8 +103,7 @@ def screened(env: VecEnv) -> Iterator[Screen | None]:
 
 def usable(values: Any) -> BoolArray:
     """
-    :param values: (N, ...) or a dict of those
-    :return: shape (N,), whether all that belongs to an environment is finite, squares included
+    (N, ...) or a dict of those to shape (N,): whether all that belongs to an environment is finite, squares included.
     """
     if isinstance(values, dict):
         parts: list[BoolArray] = [usable(part) for part in values.values()]
@@ -125,11 +116,7 @@ def usable(values: Any) -> BoolArray:
 
 
 def replace(values: Any, faulty: BoolArray, stand_ins: Any) -> None:
-    """
-    :param values: (N, ...) or a dict of those, changed in place
-    :param faulty: shape (N,), which of them
-    :param stand_ins: of the same layout; None for zeros
-    """
+    """Put stand-ins (None: zeros) in place of faulty ones among (N, ...) values or a dict of those."""
     if not faulty.any():
         return
     if isinstance(values, dict):
@@ -143,8 +130,6 @@ def is_understood(policy: ActorCriticPolicy, observations: ObsArray) -> bool:
     """
     Whether a policy makes numbers of observations that are none, such as NaN for a missing value.
 
-    :param policy: the policy
-    :param observations: (n, ...) or a dict of those, as the policy would see them
     :return: whether its outputs and their gradients are finite (a logit may be -inf: a mask)
     """
     policy = uncompiled(policy)
@@ -162,9 +147,7 @@ def is_understood(policy: ActorCriticPolicy, observations: ObsArray) -> bool:
 
 
 def accept(model: OnPolicyAlgorithm) -> None:
-    """
-    :param model: an algorithm of ours that has taken a step
-    """
+    """Note that a step was taken."""
     model.n_invalid_in_a_row = 0  # type: ignore[attr-defined]
 
 

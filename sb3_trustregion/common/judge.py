@@ -77,10 +77,7 @@ class Snapshot(NamedTuple):
         )
 
     def changed(self, policy: ActorCriticPolicy) -> "Snapshot":
-        """
-        :param policy: after the update
-        :return: without the parameters that the update left alone: they are there, and need not be saved twice
-        """
+        """Without the parameters that the update left alone: they are there, and need not be saved twice."""
         present = dict(policy.named_parameters())
 
         def moved(tensors: Tensors) -> Tensors:
@@ -90,8 +87,7 @@ class Snapshot(NamedTuple):
 
     def restore(self, policy: ActorCriticPolicy, with_statistics: bool = False) -> None:
         """
-        :param policy: whose update is undone
-        :param with_statistics: buffers too, where they may be spoiled: as statistics of the data they stay
+        Undo an update; buffers, as statistics of the data, stay, unless they may be spoiled (``with_statistics``).
         """
         restore(policy, {**self.undone, **(self.kept if with_statistics else {})})
         if self.optimizer is not None:
@@ -171,14 +167,7 @@ class Judge:
         self.rejected: Rejected | None = None
 
     def configure(self, rule: RadiusRule, start: float, given: float, estimator: str) -> None:
-        """
-        Heed what the user has set since the last update; arguments as in the constructor.
-
-        :param rule: configuration of step 5
-        :param start: the initial radius
-        :param given: the user's argument that it comes from
-        :param estimator: one of ``ESTIMATORS``
-        """
+        """Heed what the user has set since the last update; arguments as in the constructor."""
         if estimator != self.estimator:
             self.forget()  # the baseline is another quantity
         self.rule, self.estimator = rule, estimator
@@ -244,12 +233,7 @@ class Judge:
         self.state = shrink_radius(self.state, self.rule)
 
     def perceive(self, measured: Improvement) -> Improvement:
-        """
-        What the judge believes a step to have brought: all of it. An ablation may see otherwise.
-
-        :param measured: what was measured
-        :return: what is judged
-        """
+        """What the judge believes of what was measured: all of it. An ablation may see otherwise."""
         return measured
 
     def decide(self, measured: Improvement | None) -> TrustRegionState:
@@ -314,11 +298,7 @@ class Judge:
 
 
 def rule_of(model: Any) -> RadiusRule:
-    """
-    :param model: an algorithm that has a judge
-    :return: configuration of step 5 by its arguments
-    :raises ValueError: where one is out of range
-    """
+    """Configuration of step 5 by the arguments of a model; a ``ValueError`` where one is out of range."""
     check_choice("improvement_estimator", model.improvement_estimator, ESTIMATORS)
     settle(model, check_integer, "radius_window", at_least=1)
     settle(model, check_number, "rollback_z", optional=True, above=0.0)
@@ -330,23 +310,13 @@ def rule_of(model: Any) -> RadiusRule:
 
 
 def make_judge(model: Any, start: float, given: float) -> Judge:
-    """
-    :param model: an algorithm that has a judge
-    :param start: the initial radius
-    :param given: the argument that it comes from
-    :return: its judge
-    """
+    """The judge that a model's arguments ask for; ``start`` and ``given`` as in ``Judge``."""
     judge_class: type[Judge] = model.judge_class or Judge
     return judge_class(rule_of(model), start, given, model.improvement_estimator, **(model.judge_kwargs or {}))
 
 
 def is_comparable(rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> bool:
-    """
-    :param rollout: that a step is to be judged by
-    :param step: the step
-    :param policy: that collected the rollout
-    :return: whether the policy is what the step left behind, and both rollouts differ by it alone
-    """
+    """Whether a policy is what a step left behind, and its rollout differs from the one before by that alone."""
     unit_holds = max(rollout.scales[-1] / step.scale, step.scale / rollout.scales[-1]) <= LARGEST_DRIFT
     # After a reset episodes are in another phase; not if that was so before.
     phase_holds = step.started_fresh or not rollout.starts_fresh
@@ -357,10 +327,7 @@ def is_comparable(rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy
 @th.no_grad()
 def old_residuals(rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> FloatArray:
     """
-    :param rollout: the rollout after a step
-    :param step: the step
-    :param policy: the policy after it
-    :return: shape (T, N), TD residuals by the critic before the step, in the rewards' unit of that time
+    Shape (T, N): TD residuals of the rollout after a step by the critic before it, in the rewards' unit of that time.
     """
     head, tensors = ValueHead(policy), {**step.before.undone, **step.before.kept}
 
@@ -377,12 +344,7 @@ def old_residuals(rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy
 
 @th.no_grad()
 def old_ratios(rollout: Rollout, before: Snapshot, policy: ActorCriticPolicy) -> FloatArray:
-    """
-    :param rollout: the rollout after a step
-    :param before: the policy before the step
-    :param policy: the policy after it
-    :return: shape (T, N), π_k/π_{k+1} of the actions in it
-    """
+    """Shape (T, N): π_k/π_{k+1} of the actions in the rollout after a step."""
     observations = obs_as_tensor(flatten_time(rollout.observations), policy.device)
     actions = th.as_tensor(rollout.actions.reshape(-1, rollout.actions.shape[-1]), device=policy.device)
     actions = actions.long().flatten() if isinstance(policy.action_space, spaces.Discrete) else actions.float()
@@ -392,10 +354,7 @@ def old_ratios(rollout: Rollout, before: Snapshot, policy: ActorCriticPolicy) ->
 
 
 def pending_step(state: Mapping[str, Any]) -> PendingStep:
-    """
-    :param state: tensors of a pending step by dotted name
-    :return: the step
-    """
+    """The step, from its tensors by dotted name."""
     moments: dict[int, dict[str, th.Tensor]] = {}
     for key, value in part(state, "before.optimizer").items():
         index, _, name = key.partition(".")

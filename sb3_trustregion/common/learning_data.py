@@ -79,8 +79,7 @@ class Rollout(NamedTuple):
 
     def own_residuals(self, scale: float) -> FloatArray:
         """
-        :param scale: unit of the rewards, as of ``scales``
-        :return: shape (T, N), TD residuals by the critic of that time
+        Shape (T, N): TD residuals by the critic of that time; ``scale`` is the unit of the rewards, as of ``scales``.
         """
         return self.residuals(self.values, self.last_values, self.terminal_values, scale)
 
@@ -104,11 +103,7 @@ class Rollout(NamedTuple):
 
 
 def in_time(buffer: RolloutBuffer, name: str) -> Any:
-    """
-    :param buffer: a full buffer, before or after ``get()`` flattened it
-    :param name: one of its arrays
-    :return: (T, N, ...) or a dict of those; views, where they can be
-    """
+    """One of a full buffer's arrays as (T, N, ...), or a dict of those, even if ``get()`` has flattened it."""
     value = getattr(buffer, name)
     if not buffer.generator_ready or name not in FLATTENED:
         return value
@@ -121,10 +116,7 @@ def in_time(buffer: RolloutBuffer, name: str) -> Any:
 
 
 def flatten_time(observations: ObsArray) -> ObsArray:
-    """
-    :param observations: (T, N, ...) or a dict of those
-    :return: (T·N, ...) or a dict of those
-    """
+    """(T, N, ...) or a dict of those to (T·N, ...)."""
     if isinstance(observations, dict):
         return {key: value.reshape(-1, *value.shape[2:]) for key, value in observations.items()}
     return observations.reshape(-1, *observations.shape[2:])
@@ -132,9 +124,7 @@ def flatten_time(observations: ObsArray) -> ObsArray:
 
 def make_batch(buffer: RolloutBuffer, faulty: BoolArray) -> Batch:
     """
-    :param buffer: a full buffer, left as it is
-    :param faulty: shape (T, N), transitions to leave out
-    :return: its samples environment by environment in the order of time, without those that are not finite
+    The buffer's samples, environment by environment in the order of time, without faulty (T, N) and not finite ones.
     """
     n_steps, n_envs = faulty.shape
     samples, is_in_time = samples_of(buffer)
@@ -160,7 +150,6 @@ def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
     """
     All samples as the buffer itself hands them out, at the cost of no random number.
 
-    :param buffer: a full buffer, left as it is
     :return: the samples; whether they are environment by environment in the order of time
     """
     view = copy.copy(buffer)
@@ -180,12 +169,7 @@ def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
 
 
 def replace_faulty_samples(buffer: RolloutBuffer, faulty: BoolArray) -> None:
-    """
-    PPO takes its samples from the buffer as they are: faulty ones give way to others.
-
-    :param buffer: a full buffer, before or after ``get()`` flattened it, changed in place
-    :param faulty: shape (T, N)
-    """
+    """PPO takes its samples from the buffer as they are: faulty ones, shape (T, N), give way to others in place."""
     bad = faulty | ~np.isfinite(np.stack([in_time(buffer, "advantages"), in_time(buffer, "returns")])).all(axis=0)
     if not bad.any() or bad.all():
         return

@@ -46,9 +46,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
     n_faulty_steps: int = 0
 
     def _validate(self) -> None:
-        """
-        :raises ValueError: naming the argument that is out of range, the constraint and the value
-        """
+        """A ``ValueError`` names the argument that is out of range, the constraint and the value."""
         settle(self, check_schedule, "learning_rate", at_least=0.0)
         settle(self, check_integer, "n_steps", "batch_size", at_least=1)
         settle(self, check_number, "gamma", "gae_lambda", at_least=0.0, at_most=1.0)
@@ -89,17 +87,9 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         **kwargs: Any,
     ) -> Self:
         """
-        Load the model from a file, as in SB3, with an error that says what to do where the file is not fit for it.
+        Load the model from a file: as in SB3, whose arguments these are; those of the constructor win over the file's.
 
-        :param path: the file that ``save`` wrote, or a file-like
-        :param env: the environment to go on in; None where only predictions are wanted
-        :param device: device on which the code should run
-        :param custom_objects: objects that replace those in the file
-        :param print_system_info: whether to print information on the system that saved it and on this one
-        :param force_reset: whether the environment is reset before training
-        :param kwargs: arguments of the constructor, which win over the file's
-        :return: the model
-        :raises ValueError: where the file is truncated, empty, damaged or another algorithm's
+        :raises ValueError: where the file is truncated, empty, damaged or another algorithm's: it says what to do
         """
         check_file(path, cls.__name__, cls._own_arguments)
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
@@ -108,11 +98,8 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
         """
-        Load parameters as in SB3.
+        Load parameters as in SB3, whose arguments these are.
 
-        :param load_path_or_dict: a file, or a dictionary of state_dicts
-        :param exact_match: whether all of a module's parameters must be given
-        :param device: device on which the code should run
         :raises ValueError: where the file is damaged, or the parameters are others'
         """
         is_file = not isinstance(load_path_or_dict, dict)
@@ -164,12 +151,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         return [*state_dicts, *(["judge"] if hasattr(self, "judge") else [])], tensors
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """
-        Set the environment as in SB3; a step pending in another environment is dropped, not misjudged.
-
-        :param env: the environment
-        :param force_reset: whether it is reset before training
-        """
+        """Set the environment as in SB3; a step pending in another environment is dropped, not misjudged."""
         super().set_env(env, force_reset)
         if hasattr(self, "judge"):
             self.judge.forget()
@@ -182,15 +164,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        """
-        Collect as in SB3; nothing that is not finite goes into policy or buffer.
-
-        :param env: the training environment
-        :param callback: called at every step
-        :param rollout_buffer: buffer to fill
-        :param n_rollout_steps: number of steps per environment
-        :return: False if a callback ended training
-        """
+        """Collect as in SB3, whose arguments these are; nothing that is not finite goes into policy or buffer."""
         with screened(env) as screen:
             recording = RecordingCallback(self.recorder, callback, screen)
             return super().collect_rollouts(env, recording, rollout_buffer, n_rollout_steps)
@@ -204,17 +178,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> Self:
-        """
-        Train, as in SB3.
-
-        :param total_timesteps: the total number of samples (env steps) to train on, a lower bound
-        :param callback: callback(s) called at every step with state of the algorithm
-        :param log_interval: the number of updates between two logs
-        :param tb_log_name: the name of the run for TensorBoard; None for that of the class
-        :param reset_num_timesteps: whether to start anew, resetting the environments, or to go on
-        :param progress_bar: whether to display a progress bar
-        :return: the trained model
-        """
+        """Train, as in SB3, whose arguments these are; the name of the run for TensorBoard is that of the class."""
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,
@@ -225,9 +189,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         )
 
     def _begin_update(self) -> Rollout:
-        """
-        :return: what the buffer holds, in the order of time
-        """
+        """What the buffer holds, in the order of time; what the user has set since is heeded."""
         self._heed_arguments()
         rollout = self.recorder.rollout(self)
         self.n_faulty_steps += int(np.sum(rollout.faulty))
@@ -235,12 +197,6 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
 
 
 def find_actor(policy: ActorCriticPolicy, batch: Batch) -> ParameterVector:
-    """
-    Which parameters act, asked anew at every update: the user may have frozen or replaced some.
-
-    :param policy: the policy
-    :param batch: what it learns from
-    :return: their layout; empty where all of them are frozen
-    """
+    """Which parameters act, asked anew at every update: the user may have frozen or replaced some."""
     some = th.linspace(0, batch.n_samples - 1, min(batch.n_samples, 16)).long().to(batch.advantages.device)
     return actor_parameters(uncompiled(policy), take(batch.observations, some))

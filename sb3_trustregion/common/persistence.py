@@ -12,11 +12,7 @@ Tensors = dict[str, th.Tensor]
 
 
 def to_tensors(value: Any, name: str) -> Tensors:
-    """
-    :param value: a tensor, a number, a text, or a mapping, ``NamedTuple`` or state of those; None is left out
-    :param name: of the whole
-    :return: its parts by dotted name
-    """
+    """Tensors, numbers, texts, and mappings, ``NamedTuple``s or states of those, by dotted name; None is left out."""
     if hasattr(value, "_asdict"):
         value = value._asdict()
     elif hasattr(value, "as_dict"):
@@ -32,21 +28,15 @@ def to_tensors(value: Any, name: str) -> Tensors:
 
 
 def part(state: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """
-    :param state: tensors by dotted name
-    :param name: of a part
-    :return: that part, by the rest of their names
-    """
+    """The tensors of one part, by the rest of their names."""
     prefix = f"{name}."
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def numbers(state: Mapping[str, Any], name: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
     """
-    :param state: tensors by dotted name
-    :param name: of a part
-    :param kinds: type of each number in it, by name
-    :return: the numbers; one that does not fit its type stays as it is
+    Numbers of one part, by the type that each is to have; one that does not fit its type stays as it is.
+
     :raises RuntimeError: where one is missing, as ``torch.nn.Module.load_state_dict`` does
     """
     found = part(state, name)
@@ -56,12 +46,7 @@ def numbers(state: Mapping[str, Any], name: str, kinds: Mapping[str, Any]) -> di
 
 
 def text(state: Mapping[str, Any], name: str) -> str:
-    """
-    :param state: tensors by dotted name
-    :param name: of what ``to_tensors`` made of a text
-    :return: the text
-    :raises RuntimeError: where it is missing
-    """
+    """The text that ``to_tensors`` took apart; a ``RuntimeError`` where it is missing."""
     _check_present(state, [name])
     return bytes(int(code) for code in state[name].tolist()).decode(errors="replace")
 

@@ -40,9 +40,7 @@ class Recorder:
         self._rewards: Any = None
 
     def begin(self, model: OnPolicyAlgorithm) -> None:
-        """
-        :param model: about to take the first step of a rollout
-        """
+        """A rollout is about to begin."""
         self._clear()
         assert model._last_obs is not None
         if len(self.faulty_observation) != model.n_envs or bool(np.all(model._last_episode_starts)):
@@ -63,6 +61,7 @@ class Recorder:
         replace(rewards, bad_rewards, self._rewards)
         if screen is not None:
             bad_observations, bad_rewards = bad_observations | screen.observation, bad_rewards | screen.reward
+            self._note("terminal observation", screen.terminal)
         self._note("reward", bad_rewards)
         self._note("observation", bad_observations)
         self._rewards = np.array(rewards)
@@ -111,10 +110,7 @@ class Recorder:
 
     @th.no_grad()
     def rollout(self, model: OnPolicyAlgorithm) -> Rollout:
-        """
-        :param model: whose buffer is full
-        :return: what is in the buffer, in the order of time, with what was recorded beside it
-        """
+        """What is in the model's full buffer, in the order of time, with what was recorded beside it."""
         buffer = model.rollout_buffer
         shape = buffer.buffer_size, buffer.n_envs
         is_recorded = len(self._faulty) == buffer.buffer_size
@@ -177,16 +173,12 @@ class RecordingCallback(BaseCallback):
             self.callback.on_rollout_start()
 
     def update_locals(self, locals_: dict[str, Any]) -> None:
-        """
-        :param locals_: local variables of ``collect_rollouts``
-        """
+        """Take the local variables of ``collect_rollouts``."""
         self.locals = locals_
         self.callback.update_locals(locals_)
 
     def on_step(self) -> bool:
-        """
-        :return: whether training goes on
-        """
+        """Whether training goes on."""
         self.recorder.step(self.model, self.locals, self.screen)  # type: ignore[arg-type]
         with self._aside():
             return self.callback.on_step()
@@ -201,21 +193,14 @@ class RecordingCallback(BaseCallback):
 
 
 def reward_scale(normalizer: VecNormalize | None) -> float:
-    """
-    :param normalizer: the one in use, if any
-    :return: what it has just divided rewards by
-    """
+    """What ``VecNormalize``, if there is one, has just divided rewards by."""
     if normalizer is None or not normalizer.norm_reward:
         return 1.0
     return float(np.sqrt(normalizer.ret_rms.var + normalizer.epsilon))
 
 
 def values_of(policy: BasePolicy, observations: Observations) -> FloatArray:
-    """
-    :param policy: the policy
-    :param observations: n observations
-    :return: shape (n,), by its present critic
-    """
+    """Shape (n,): values of n observations by the present critic."""
     values: FloatArray = policy.predict_values(observations).flatten().cpu().numpy()  # type: ignore[operator]
     return values
 

@@ -36,10 +36,7 @@ def log_update(model: OnPolicyAlgorithm, status: StepStatus, verdict: Verdict | 
 
 
 def of_verdict(verdict: Verdict) -> dict[str, float]:
-    """
-    :param verdict: on the step before
-    :return: radius, counters, and what was measured
-    """
+    """Radius, counters, and what was measured of the step before."""
     state, measured = verdict.state, verdict.measured
     values: dict[str, float] = {
         "radius": state.radius,
@@ -60,12 +57,7 @@ def of_verdict(verdict: Verdict) -> dict[str, float]:
 
 
 def of_evaluation(surrogate: Surrogate, evaluation: Evaluation, linear_gain: float) -> dict[str, float]:
-    """
-    :param surrogate: the model
-    :param evaluation: of it where the step ends
-    :param linear_gain: gᵀs
-    :return: gain in reward units, KL in nats per action dimension
-    """
+    """Of the model where the step ends: gain in reward units, KL in nats per action dimension."""
     return {
         "policy_objective": evaluation.gain,
         "kl_divergence": evaluation.kl / surrogate.n_dimensions,
@@ -75,12 +67,7 @@ def of_evaluation(surrogate: Surrogate, evaluation: Evaluation, linear_gain: flo
 
 
 def of_step(surrogate: Surrogate, step: Step, solution: CGSolution) -> dict[str, float]:
-    """
-    :param surrogate: the model
-    :param step: that was taken, or not
-    :param solution: its direction
-    :return: as ``of_evaluation``, and what direction and search took
-    """
+    """As ``of_evaluation``, and what direction and search took."""
     return of_evaluation(surrogate, step.evaluation, step.linear_gain) | {
         "line_search_steps": step.n_backtracks,
         "cg_steps": solution.n_steps,
@@ -89,10 +76,7 @@ def of_step(surrogate: Surrogate, step: Step, solution: CGSolution) -> dict[str,
 
 
 def of_policy(model: OnPolicyAlgorithm) -> dict[str, float]:
-    """
-    :param model: after its update
-    :return: how well values explain returns, and the mean standard deviation of a Gaussian policy
-    """
+    """How well values explain returns, and the mean standard deviation of a Gaussian policy."""
     returns = np.asarray(model.rollout_buffer.returns).ravel()
     values = np.asarray(model.rollout_buffer.values).ravel()
     fine = np.isfinite(returns)

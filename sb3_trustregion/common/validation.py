@@ -74,15 +74,7 @@ def check_bool(name: str, value: Any) -> bool:
 
 
 def settle(model: Any, check: Callable[..., Any], *names: str, optional: bool = False, **bounds: Any) -> None:
-    """
-    Check arguments of a model and put what the check returns in their place.
-
-    :param model: which keeps its arguments as attributes
-    :param check: one of the above
-    :param names: of the arguments
-    :param optional: whether they may be None
-    :param bounds: further arguments of the check
-    """
+    """Check arguments of a model, None where ``optional``, and put what the check returns in their place."""
     for name in names:
         value = getattr(model, name)
         if not (optional and value is None):
@@ -90,10 +82,7 @@ def settle(model: Any, check: Callable[..., Any], *names: str, optional: bool = 
 
 
 def as_schedule(value: float | Callable[[float], float]) -> Callable[[float], float]:
-    """
-    :param value: a number or a schedule
-    :return: the schedule, from the remaining progress (1 to 0) to a Python float
-    """
+    """A number or a schedule to a schedule, from the remaining progress (1 to 0) to a Python float."""
     if callable(value):
         schedule = value
         return lambda progress_remaining: float(schedule(progress_remaining))

@@ -34,10 +34,7 @@ class Batch(NamedTuple):
         return len(self.advantages)
 
     def select(self, index: th.Tensor) -> "Batch":
-        """
-        :param index: shape (m,), which samples, on any device
-        :return: these samples only
-        """
+        """Some of the samples, by an index of shape (m,) on any device."""
         index = index.to(self.advantages.device)
         return Batch(
             observations=take(self.observations, index),
@@ -49,20 +46,14 @@ class Batch(NamedTuple):
         )
 
     def centred(self, scale: bool) -> "Batch":
-        """
-        :param scale: whether advantages are brought to unit variance too
-        :return: the same with advantages of mean zero
-        """
+        """The same with advantages of mean zero, and of unit variance where ``scale`` says so."""
         shifted = self.advantages - self.advantages.mean()
         if scale:
             shifted = shifted / (shifted.square().mean().sqrt() + 1e-8)
         return self._replace(advantages=shifted)
 
     def thinned(self, factor: int) -> "Batch":
-        """
-        :param factor: one in so many samples is kept, at random
-        :return: these samples, in the order of time
-        """
+        """One in ``factor`` samples, at random, in the order of time."""
         if factor == 1:
             return self
         kept = th.randperm(self.n_samples)[: max(self.n_samples // factor, 2)]
@@ -70,11 +61,7 @@ class Batch(NamedTuple):
 
 
 def take(observations: Observations, index: th.Tensor) -> Observations:
-    """
-    :param observations: (n, ...) or a dict of those
-    :param index: shape (m,)
-    :return: (m, ...) or a dict of those
-    """
+    """(n, ...) or a dict of those to (m, ...), by an index of shape (m,)."""
     if isinstance(observations, dict):
         return {key: value[index] for key, value in observations.items()}
     return observations[index]

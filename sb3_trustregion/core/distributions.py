@@ -30,11 +30,7 @@ SUPPORTED = (*GAUSSIAN, CategoricalDistribution, MultiCategoricalDistribution, B
 
 @contextmanager
 def preserved_distribution(policy: ActorCriticPolicy) -> Iterator[None]:
-    """
-    Keep the policy's one ``action_dist`` as it is while others are built: it may not carry a graph into a pickle.
-
-    :param policy: the policy
-    """
+    """Keep the policy's one ``action_dist`` as it is while others are built: it may not carry a graph into a pickle."""
     original = policy.action_dist
     policy.action_dist = copy.copy(original)
     try:
@@ -44,10 +40,7 @@ def preserved_distribution(policy: ActorCriticPolicy) -> Iterator[None]:
 
 
 def check_supported(distribution: Distribution) -> None:
-    """
-    :param distribution: the policy's action distribution
-    :raises ValueError: where its KL and Fisher matrix are not known here
-    """
+    """A ``ValueError`` where KL and Fisher matrix of a distribution are not known here."""
     if not isinstance(distribution, SUPPORTED):
         names = ", ".join(kind.__name__ for kind in SUPPORTED)
         raise ValueError(f"policy's action distribution must be one of {names}, got {type(distribution).__name__}")
@@ -55,19 +48,14 @@ def check_supported(distribution: Distribution) -> None:
 
 def dimensions(kind: Distribution, parameters: Parameters) -> int:
     """
-    :param kind: any distribution of the policy's kind
-    :param parameters: of some of them, batch first
-    :return: over how many action dimensions sb3-contrib averages KL and Fisher matrix, which are sums here: A for
-        Gaussian and Bernoulli, 1 for categorical distributions
+    Over how many action dimensions sb3-contrib averages KL and Fisher matrix, which are sums here: A for Gaussian and
+    Bernoulli, 1 for categorical distributions.
     """
     return parameters[0].shape[-1] if isinstance(kind, (*GAUSSIAN, BernoulliDistribution)) else 1
 
 
 def distribution_parameters(distribution: Distribution) -> Parameters:
-    """
-    :param distribution: as ``policy.get_distribution`` returns it
-    :return: its parameters, batch first, attached to the graph
-    """
+    """Parameters of what ``policy.get_distribution`` returns, batch first, attached to the graph."""
     check_supported(distribution)
     if isinstance(distribution, MultiCategoricalDistribution):
         return tuple(component.logits for component in distribution.distribution)

@@ -44,10 +44,7 @@ class FisherProduct:
         self.jacobian_times = jacobian_times or ReverseTwice(outputs, vector)
 
     def __call__(self, v: th.Tensor) -> th.Tensor:
-        """
-        :param v: shape (P,)
-        :return: (F + λI)·v, shape (P,)
-        """
+        """(F + λI)·v, shapes (P,)."""
         weighted = fisher_times(self.kind, self.at, self.jacobian_times(v))
         product = pulled_back(self.outputs, self.vector, weighted, retain_graph=True)
         return th.add(product.div_(self.n_states), v, alpha=self.damping)

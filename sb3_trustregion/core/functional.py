@@ -30,9 +30,7 @@ class PolicyFunction(nn.Module):
 
     def at(self, tensors: Mapping[str, th.Tensor], *arguments: Any) -> Any:
         """
-        :param tensors: values by name, of some or all of the policy's parameters and buffers
-        :param arguments: of ``forward``
-        :return: what ``forward`` returns with these values in place
+        What ``forward`` returns of the arguments with some parameters and buffers, by name, replaced by these tensors.
         """
         replaced = {f"policy.{site}": value for name, value in tensors.items() for site in self._sites[name]}
         # Tied weights are listed above: left to functional_call, a module known by two names is not put back right.
@@ -43,11 +41,7 @@ class ActionHead(PolicyFunction):
     """The actor: log-probabilities and parameters of the action distribution."""
 
     def forward(self, observations: Observations, actions: th.Tensor) -> tuple[th.Tensor, Parameters]:
-        """
-        :param observations: n observations
-        :param actions: n actions
-        :return: log π(a|s), shape (n,), and the parameters of the distributions
-        """
+        """log π(a|s) of n actions, shape (n,), and the parameters of their distributions."""
         with preserved_distribution(self.policy):
             distribution = self.policy.get_distribution(observations)
             return distribution.log_prob(actions), distribution_parameters(distribution)
@@ -57,26 +51,19 @@ class ValueHead(PolicyFunction):
     """The critic: values."""
 
     def forward(self, observations: Observations) -> th.Tensor:
-        """
-        :param observations: n observations
-        :return: V(s), shape (n,)
-        """
+        """V(s) of n observations, shape (n,)."""
         return self.policy.predict_values(observations).flatten()
 
 
 def uncompiled(policy: ActorCriticPolicy) -> ActorCriticPolicy:
-    """
-    :param policy: a policy, perhaps a result of ``torch.compile``
-    :return: the policy itself, whose parameters have their own names
-    """
+    """The policy itself, whose parameters have their own names, where ``torch.compile`` has wrapped it."""
     original: ActorCriticPolicy = getattr(policy, "_orig_mod", policy)
     return original
 
 
 def tensor_sites(module: nn.Module) -> dict[str, list[str]]:
     """
-    :param module: a module, perhaps with shared submodules or tied weights
-    :return: of each parameter and buffer, by its first name, the names of all distinct places that hold it
+    By the first name of each parameter and buffer the names of all distinct places that hold it: weights may be tied.
     """
     sites: dict[int, list[str]] = {}
     for prefix, submodule in module.named_modules():  # each submodule once, whatever it is called elsewhere

@@ -119,32 +119,22 @@ class Improvement(NamedTuple):
 
 def blocks_per_env(n_steps: int, n_envs: int) -> int:
     """
-    In how many blocks of consecutive steps each environment's series is cut.
-
-    :param n_steps: length of each series, T
-    :param n_envs: number of series, N
-    :return: at least 1; at least 2 where a single series would leave no variance to estimate
+    In how many blocks of consecutive steps each environment's series of T steps is cut: where a single series would
+    leave no variance to estimate, in two at least.
     """
     wanted = max(round(TARGET_BLOCKS / n_envs), 2 if n_envs == 1 else 1)
     return max(min(wanted, n_steps), 1)
 
 
 def block_ids(n_steps: int, n_envs: int) -> npt.NDArray[np.int64]:
-    """
-    :param n_steps: length of each series, T
-    :param n_envs: number of series, N
-    :return: shape (T, N), the block that each step belongs to, counted over all environments
-    """
+    """Shape (T, N): the block that each step belongs to, counted over all environments."""
     n_blocks = blocks_per_env(n_steps, n_envs)
     within = np.arange(n_steps) * n_blocks // n_steps
     return within[:, None] + n_blocks * np.arange(n_envs)[None, :]
 
 
 def episode_ids(dones: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """
-    :param dones: shape (T, N), whether an episode ended with that step
-    :return: shape (T, N), the (piece of an) episode that each step belongs to, counted over all environments
-    """
+    """Shape (T, N): the (piece of an) episode that each step belongs to, counted over all environments."""
     starts = np.zeros(dones.shape, dtype=np.int64)
     starts[1:] = dones[:-1]
     starts[0] = 1
@@ -196,13 +186,7 @@ def attribution(
 
 
 def alternating_signs(n_steps: int, n_envs: int) -> FloatArray:
-    """
-    +1 and -1 by blocks, so that neighbouring blocks cancel: a mean over ``sign * x`` keeps x's noise, not its mean.
-
-    :param n_steps: length of each series, T
-    :param n_envs: number of series, N
-    :return: shape (T, N)
-    """
+    """Shape (T, N): ±1 by blocks, so that neighbours cancel: a mean over ``sign * x`` keeps x's noise, not its mean."""
     n_blocks = max(2 * (blocks_per_env(n_steps, n_envs) // 2), 1)
     within = np.arange(n_steps) * n_blocks // n_steps
     parity = (within[:, None] + np.arange(n_envs)[None, :]) % 2
@@ -232,20 +216,13 @@ def batch_means(values: FloatArray, blocks: npt.NDArray[np.int64]) -> Estimate:
 
 
 def difference(after: Estimate, before: Estimate) -> Estimate:
-    """
-    :param after: estimate under the new policy
-    :param before: independent estimate under the old policy
-    :return: their difference with its standard error
-    """
+    """Of two independent estimates, under the new policy and the old one, with its standard error."""
     return Estimate(after.mean - before.mean, math.hypot(after.stderr, before.stderr))
 
 
 def episode_returns(returns: FloatArray) -> Estimate:
     """
-    Mean return of finished episodes, the model-free alternative to TD residuals.
-
-    :param returns: shape (E,), undiscounted returns
-    :return: mean and standard error, reward units; NaN mean where fewer than two episodes ended
+    Mean return of finished episodes (E,), the model-free alternative to TD residuals; NaN where fewer than two ended.
     """
     if len(returns) < 2:
         return Estimate(math.nan, math.inf)

@@ -30,10 +30,7 @@ class ReverseTwice:
         self.pulled_back = pulled_back(outputs, vector, self.cotangents, create_graph=True)
 
     def __call__(self, v: th.Tensor) -> Parameters:
-        """
-        :param v: shape (P,)
-        :return: J·v, shapes as ``outputs``
-        """
+        """J·v of v, shape (P,)."""
         tangents = th.autograd.grad(self.pulled_back, self.cotangents, v, retain_graph=True, materialize_grads=True)
         return tuple(tangents)
 
@@ -67,10 +64,7 @@ class CentralDifferences:
 
     @th.no_grad()
     def __call__(self, v: th.Tensor) -> Parameters:
-        """
-        :param v: shape (P,)
-        :return: J·v, shapes as the outputs
-        """
+        """J·v of v, shape (P,)."""
         step = self.length / v.norm().clamp(min=th.finfo(v.dtype).tiny)
         pairs = zip(self.function(self.origin + step * v), self.function(self.origin - step * v), strict=True)
         return tuple((after - before) / (2.0 * step) for after, before in pairs)

@@ -48,22 +48,13 @@ class Step(NamedTuple):
 
 
 def invalid_step(surrogate: Surrogate, reason: str, n_backtracks: int = 0, radius_at_fault: bool = False) -> Step:
-    """
-    :param surrogate: the model
-    :param reason: why no step is taken
-    :param n_backtracks: trial points that were spent
-    :param radius_at_fault: whether a smaller radius could have made the step valid
-    :return: the step that stays
-    """
+    """The step that stays, and why; ``n_backtracks`` trial points were spent."""
     here = surrogate.here()
     return Step(StepStatus.INVALID, surrogate.origin, here, 0.0, n_backtracks, reason, radius_at_fault)
 
 
 def vanishes(solution: CGSolution) -> bool:
-    """
-    :param solution: direction x
-    :return: whether there is no direction to go in
-    """
+    """Whether a solution is no direction to go in."""
     return not bool(th.isfinite(solution.x).all()) or not float(solution.damped_curvature) > 0.0
 
 
@@ -73,9 +64,6 @@ def step_size(solution: CGSolution, surrogate: Surrogate, radius: float) -> floa
 
     With a Fisher matrix over less than half of the states only ``SUB_SAMPLED_SHARE`` of δ is aimed at.
 
-    :param solution: x and its curvature
-    :param surrogate: the model
-    :param radius: δ, nats, joint over action dimensions
     :return: α > 0; NaN where the curvature is not usable
     """
     damped = float(solution.damped_curvature)
@@ -92,9 +80,6 @@ def fixed_step(surrogate: Surrogate, solution: CGSolution, alpha: float) -> Step
     """
     θ_k + α·x, without radius or line search (Kakade 2001).
 
-    :param surrogate: the model
-    :param solution: direction x
-    :param alpha: α
     :return: the step; invalid where the direction vanishes or the policy would leave the finite numbers
     """
     if vanishes(solution):

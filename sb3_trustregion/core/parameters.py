@@ -33,30 +33,18 @@ class ParameterVector(NamedTuple):
         return [math.prod(shape) for shape in self.shapes]
 
     def flatten(self, policy: ActorCriticPolicy) -> th.Tensor:
-        """
-        :param policy: the policy
-        :return: shape (P,), a copy of θ
-        """
+        """A copy of θ, shape (P,)."""
         named = dict(policy.named_parameters())
         return th.cat([named[name].detach().reshape(-1) for name in self.names])
 
     def unflatten(self, vector: th.Tensor) -> dict[str, th.Tensor]:
-        """
-        :param vector: shape (P,)
-        :return: views into it by parameter name
-        """
+        """Views into a vector (P,) by parameter name."""
         parts = th.split(vector, self.sizes)
         return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
 
     @th.no_grad()
     def write(self, policy: ActorCriticPolicy, vector: th.Tensor) -> None:
-        """
-        The one place where the actor's parameters change.
-
-        :param policy: the policy, changed in place
-        :param vector: shape (P,), new θ
-        :raises ValueError: where ``vector`` is not finite; the policy is untouched then
-        """
+        """The one place where the actor's parameters change; a ``ValueError`` where a number is not finite."""
         if not bool(th.isfinite(vector).all()):
             raise ValueError("policy parameters must be finite, got a vector that is not")
         named = dict(policy.named_parameters())
@@ -71,8 +59,6 @@ def actor_parameters(policy: ActorCriticPolicy, observations: Observations) -> P
     """
     Find the trainable parameters that influence the action distribution: autograd knows, names do not.
 
-    :param policy: the policy
-    :param observations: some observations as the policy takes them
     :return: their layout; empty where all of them are frozen
     """
     trainable = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
@@ -89,31 +75,19 @@ def actor_parameters(policy: ActorCriticPolicy, observations: Observations) -> P
 
 
 def critic_parameters(policy: ActorCriticPolicy, actor: ParameterVector) -> list[th.nn.Parameter]:
-    """
-    :param policy: the policy
-    :param actor: what influences the action distribution
-    :return: all other trainable parameters: with a shared features extractor the critic must not move the actor
-    """
+    """All trainable parameters but the actor's: with a shared features extractor the critic must not move the actor."""
     return [p for name, p in policy.named_parameters() if p.requires_grad and name not in actor.names]
 
 
 def snapshot(policy: ActorCriticPolicy) -> dict[str, th.Tensor]:
-    """
-    :param policy: the policy
-    :return: a copy of what an update may change: trainable parameters and buffers, shared ones once
-    """
+    """A copy of what an update may change: trainable parameters and buffers, shared ones once."""
     parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     return {name: tensor.detach().clone() for name, tensor in {**parameters, **dict(policy.named_buffers())}.items()}
 
 
 @th.no_grad()
 def restore(policy: ActorCriticPolicy, saved: Mapping[str, th.Tensor]) -> None:
-    """
-    Bring parameters back bit for bit: the one place where that is done.
-
-    :param policy: the policy, changed in place
-    :param saved: some of what ``snapshot`` gave
-    """
+    """Bring parameters back bit for bit: the one place where that is done."""
     named = {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
     for name, value in saved.items():
         named[name].copy_(value)
@@ -121,9 +95,8 @@ def restore(policy: ActorCriticPolicy, saved: Mapping[str, th.Tensor]) -> None:
 
 def fingerprint(policy: ActorCriticPolicy, with_optimizer: bool = False) -> str:
     """
-    :param policy: the policy
-    :param with_optimizer: whether the state of its optimiser counts too
-    :return: of all its parameters and of which are trainable: another one after any change, by whatever road
+    Of all parameters and of which are trainable, with the optimiser's state or without: another one after any change,
+    by whatever road.
     """
     digest = hashlib.blake2b(digest_size=16)
     for parameter in policy.parameters():
@@ -144,8 +117,5 @@ def _bytes_of(tensor: th.Tensor) -> bytes:
 
 
 def is_finite(tensors: Mapping[str, th.Tensor]) -> bool:
-    """
-    :param tensors: tensors by name, such as a snapshot
-    :return: whether all floating point entries are finite
-    """
+    """Whether all floating point entries of tensors by name are finite."""
     return all(bool(th.isfinite(tensor).all()) for tensor in tensors.values() if tensor.is_floating_point())

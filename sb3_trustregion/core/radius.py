@@ -159,10 +159,7 @@ class TrustRegionState:
         return max(self.reliability / self.weight, LEAST_RELIABILITY) if self.weight > 0.0 else 1.0
 
     def counting_on(self, other: "TrustRegionState") -> "TrustRegionState":
-        """
-        :param other: a state whose counters go on
-        :return: this state with them
-        """
+        """This state with the counters of another."""
         return replace(self, n_judged=other.n_judged, n_rollbacks=other.n_rollbacks, n_feedback=other.n_feedback)
 
     def as_dict(self) -> dict[str, Any]:
@@ -203,11 +200,7 @@ def restarted(state: TrustRegionState, rule: RadiusRule, start: float, given: fl
     """
     Heed what the user has set since: another initial radius, other bounds, a radius that is to stay.
 
-    :param state: before
-    :param rule: configuration
-    :param start: the initial radius
-    :param given: the argument that it comes from
-    :return: state after; evidence about another radius is forgotten, counters go on
+    Evidence about another radius is forgotten, counters go on.
     """
     if given != state.given:
         return TrustRegionState(radius=start, given=given).counting_on(state)
@@ -220,10 +213,6 @@ def shrink_radius(state: TrustRegionState, rule: RadiusRule) -> TrustRegionState
     Answer a step that was invalid for its length: no trial point within the radius improved the model.
 
     Not for a batch of NaNs or a gradient of zero: no radius mends those, and shrinking on would leave it useless.
-
-    :param state: before
-    :param rule: configuration
-    :return: state after
     """
     factor = 1.0 if rule.kind == "fixed" else ROLLBACK_SHRINKAGE ** (rule.exponent / 2)
     return _scale(state, factor, rule)

@@ -147,10 +147,7 @@ class Surrogate:
 
     @th.no_grad()
     def at(self, vector: th.Tensor) -> Evaluation:
-        """
-        :param vector: shape (P,), a trial point θ
-        :return: the model there; NaN where the policy gives no proper distribution
-        """
+        """The model at a trial point θ, shape (P,); NaN where the policy gives no proper distribution there."""
         try:
             log_probs, outputs = self._forward(vector, self.batch.observations, self.batch.actions)
         except ValueError:  # torch.distributions refuses parameters that are not finite
@@ -167,15 +164,11 @@ class Surrogate:
 
 def effective_share(ratios: th.Tensor) -> float:
     """
-    :param ratios: importance weights, any shape
-    :return: Kish's effective sample size over the number of samples, in (0, 1]; NaN where they are not finite
+    Kish's effective sample size of importance weights over their number, in (0, 1]; NaN where they are not finite.
     """
     return float(ratios.mean() ** 2 / ratios.square().mean())
 
 
 def sum_of(tensors: Sequence[th.Tensor]) -> th.Tensor:
-    """
-    :param tensors: of one shape
-    :return: their sum
-    """
+    """Of tensors of one shape."""
     return th.stack(list(tensors)).sum(dim=0)
