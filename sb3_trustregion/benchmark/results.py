@@ -64,8 +64,7 @@ class Run:
 
     def traceback(self) -> str:
         """:return: why it failed"""
-        path = self.folder / TRACEBACK_FILE
-        return path.read_text("utf-8", errors="replace") if path.is_file() else ""
+        return (self.folder / TRACEBACK_FILE).read_text("utf-8", errors="replace")
 
 
 class Results:
@@ -94,10 +93,7 @@ class Results:
             yield Run(path.parent, json.loads(path.read_text("utf-8")))
 
     def is_waiting(self) -> bool:
-        """
-        :return: whether ``run`` wrote here and no run has ended yet
-        :raises ValueError: where it never did
-        """
+        """:return: whether ``run`` wrote here and no run has ended yet; it is an error where it never did"""
         if self.archive.is_file() or any(self.all()):
             return False
         if not self.commands():
@@ -129,11 +125,10 @@ class Results:
             incoming.parent.rmdir()
 
     def add_command(self, command: str) -> None:
-        """
-        :param command: that the results are made by; kept once
-        """
+        """Keep, once, what the results are made by."""
         commands = self.commands()
         if command not in commands:
+            self.output.mkdir(parents=True, exist_ok=True)
             incoming = self.output / f"{COMMANDS_FILE}{INCOMING}"
             incoming.write_text("\n".join([*commands, command]) + "\n", "utf-8")
             incoming.replace(self.output / COMMANDS_FILE)
@@ -144,11 +139,7 @@ class Results:
         return path.read_text("utf-8").splitlines() if path.is_file() else []
 
     def pack(self) -> None:
-        """
-        Put all runs into one archive, in place of their folders. The same runs give the same file.
-
-        :raises ValueError: where there are none
-        """
+        """Put all runs into one archive, in place of their folders. The same runs give the same file."""
         if not any(self.all()):
             raise ValueError(f"results must be a folder with runs to archive, got {str(self.output)!r}")
         incoming = self.output / f"{ARCHIVE_FILE}{INCOMING}"
@@ -183,21 +174,3 @@ class Results:
         with tempfile.TemporaryDirectory(dir=place) as folder, tarfile.open(self.archive) as archive:
             archive.extractall(folder, filter="data")
             yield Path(folder)
-
-
-def check_folder(folder: Path) -> None:
-    """
-    :param folder: where something is to be written; made where it is not there
-    :raises ValueError: where nothing can be
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ValueError(f"output must be a folder that can be written to, got {str(folder)!r}: {error}") from error
-
-
-def record_text(record: dict[str, Any]) -> str:
-    """:return: what is kept of a run as JSON, one entry a line"""
-    lines = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in record.items())
-    return "{\n" + ",\n".join(lines) + "\n}\n"

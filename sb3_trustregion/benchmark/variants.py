@@ -21,31 +21,18 @@ RADIUS_FACTORS = {"div20": 1 / 20, "x20": 20.0}
 
 @dataclass(frozen=True)
 class Variant:
-    """
-    One competitor.
+    """One competitor."""
 
-    :param name: as in ``--variants`` and in the names of folders
-    :param label: as in plots and tables
-    :param algorithm: name in RL Zoo's ``ALGOS``
-    :param config: the hyperparameter file: RL Zoo's for ``ppo`` and ``trpo``, ours for the others
-    :param per_task: whether the entry is the task's own, or ``default``
-    :param hyperparameters: what is set beyond the entry; a ``judge_class`` by its dotted path
-    :param role: stock, ours, tuned (ours with the entries of each task), ablation, or sensitivity
-    :param parent: name of the variant from which this one differs in one thing
-    :param radius_factor: initial radius over the parent's
-    :param replays: name of the variant whose record, with another seed, takes the place of feedback
-    """
-
-    name: str
-    label: str
-    algorithm: str
-    config: str
-    per_task: bool = False
-    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    name: str  # as in ``--variants`` and in the names of folders
+    label: str  # as in plots and tables
+    algorithm: str  # name in RL Zoo's ``ALGOS``
+    config: str  # the hyperparameter file: RL Zoo's for ``ppo`` and ``trpo``, ours for the others
+    per_task: bool = False  # whether the entry is the task's own, or ``default``
+    hyperparameters: dict[str, Any] = field(default_factory=dict)  # beyond the entry; a judge_class by its dotted path
     role: str = OURS
-    parent: str = ""
-    radius_factor: float = 1.0
-    replays: str = ""
+    parent: str = ""  # name of the variant from which this one differs in one thing
+    radius_factor: float = 1.0  # initial radius over the parent's
+    replays: str = ""  # name of the variant whose record, with another seed, takes the place of feedback
 
     @property
     def is_stock(self) -> bool:
@@ -72,8 +59,8 @@ def _tuned(base: Variant) -> Variant:
 
 def _ablations(base: Variant) -> Iterator[Variant]:
     def changed(name: str, label: str, replays: str = "", **changes: Any) -> Variant:
-        title = {"name": f"{base.name}-{name}", "label": f"{base.label}, {label}"}
-        return replace(base, **title, hyperparameters=changes, role=ABLATION, parent=base.name, replays=replays)
+        base_of = replace(base, role=ABLATION, parent=base.name, replays=replays)
+        return replace(base_of, name=f"{base.name}-{name}", label=f"{base.label}, {label}", hyperparameters=changes)
 
     yield changed("fixed", "fixed radius", radius_rule="fixed")
     yield changed("always_accept", "always accept", rollback_z=None)
@@ -124,11 +111,7 @@ MAIN = tuple(variant.name for variant in VARIANTS.values() if variant.role in (S
 
 
 def find_variant(name: str) -> Variant:
-    """
-    :param name: as in ``--variants``
-    :return: the variant
-    :raises ValueError: where there is none of that name
-    """
+    """:return: the variant of a name; it is an error where there is none"""
     if name not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {name!r}")
     return VARIANTS[name]

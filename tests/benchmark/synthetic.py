@@ -1,5 +1,6 @@
 """Results that no run made: learning curves of a known shape, to try the report on."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from sb3_trustregion.benchmark.results import (
     PROGRESS_FILE,
     RUN_FILE,
     Results,
-    record_text,
 )
 from sb3_trustregion.benchmark.run.grid import make_specs
 from sb3_trustregion.benchmark.run.process import failed
@@ -64,7 +64,7 @@ def _files(spec: RunSpec, quality: float) -> dict[str, bytes]:
     episodes = pd.DataFrame({"timesteps": steps, "return": returns, "length": EPISODE})
     files = {EPISODES_FILE: episodes, PROGRESS_FILE: _progress(spec, rng)}
     tables = {name: frame.to_csv(index=False, float_format="%.6g").encode() for name, frame in files.items()}
-    return {RUN_FILE: record_text(record).encode(), **tables}
+    return {RUN_FILE: json.dumps(record).encode(), **tables}
 
 
 def _progress(spec: RunSpec, rng: np.random.Generator) -> pd.DataFrame:

@@ -245,7 +245,7 @@ def test_a_run_that_ends_early_is_no_result(tmp_path: Path, monkeypatch: pytest.
         raise KeyboardInterrupt
 
     monkeypatch.setattr(training.Recorder, "_on_step", interrupt)
-    with pytest.raises(RuntimeError, match="training ended after 0 of 320 steps"):
+    with pytest.raises(RuntimeError, match="training ended after 1 of 320 steps"):
         training.run(spec, tmp_path / "zoo", tmp_path)
 
 
@@ -429,11 +429,11 @@ def test_no_worker_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(campaign, "SECONDS_FOR_WORKERS", 1)
     with LocalCluster(n_workers=0, processes=False, dashboard_address=None) as scheduler:  # type: ignore[no-untyped-call]
         address = scheduler.scheduler_address
-        with pytest.raises(ValueError, match="address must be of a scheduler that has workers, got none at 'inproc:"):
+        with pytest.raises(TimeoutError):
             carry_out(make(tmp_path, ["npg"], [1000]), Results(tmp_path), address=address)
 
 
 def test_no_scheduler_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(campaign, "CONNECTION_TIMEOUT", "1s")
-    with pytest.raises(ValueError, match="address must be that of a Dask scheduler, got 'tcp:"):
+    with pytest.raises(OSError, match=r"Timed out trying to connect to tcp://127\.0\.0\.1:9"):
         carry_out(make(tmp_path, ["npg"], [1000]), Results(tmp_path), address="tcp://127.0.0.1:9")

@@ -1,18 +1,19 @@
 """A run is written as a whole or not at all."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from sb3_trustregion.benchmark.results import INCOMING, RUN_FILE, Results, record_text
+from sb3_trustregion.benchmark.results import INCOMING, RUN_FILE, Results
 
 KEY = ("ALE/Pong-v5", "npg", 1000)
 
 
 def record(status: str) -> dict[str, bytes]:
     content = {"task": "ALE/Pong-v5", "variant": {"name": "npg"}, "seed": 1000, "status": status}
-    return {RUN_FILE: record_text(content).encode()}
+    return {RUN_FILE: json.dumps(content).encode()}
 
 
 def test_a_run_is_found_again(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Scores of runs, and what may be taken together."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sb3_trustregion.benchmark.report.scores import (
     learning_curve,
     read_references,
 )
-from sb3_trustregion.benchmark.results import RUN_FILE, Results, record_text
+from sb3_trustregion.benchmark.results import RUN_FILE, Results
 from sb3_trustregion.benchmark.run.tasks import measure_random
 from tests.benchmark.synthetic import write_results
 
@@ -87,7 +88,7 @@ def test_what_does_not_belong_together_is_not_taken_together(
 ) -> None:
     write_results(tmp_path, ["CartPole-v1"], ["npg"], [1000, 1001], 50_000)
     run = next(Results(tmp_path).all())
-    (run.folder / RUN_FILE).write_text(record_text(run.record | change))
+    (run.folder / RUN_FILE).write_text(json.dumps(run.record | change))
     with pytest.raises(ValueError, match=message):
         collect(Results(tmp_path))
     assert len(collect(Results(tmp_path), allow_mixed=True).runs) == 2

@@ -42,15 +42,11 @@ class Page:
         self._parts.append(prefix + html.escape(text, quote=False))
 
     def code(self, text: str) -> None:
-        """
-        :param text: lines as they are
-        """
+        """Lines as they are."""
         self._parts.append(f"```\n{text.rstrip()}\n```")
 
     def table(self, table: pd.DataFrame) -> None:
-        """
-        :param table: of texts, rows by name
-        """
+        """A table of texts, rows by name."""
         rows = [["", *table.columns], ["---", *["---:"] * len(table.columns)]]
         rows += [[str(name), *cells] for name, cells in zip(table.index, table.to_numpy().tolist(), strict=True)]
         self.add("\n".join(f"| {' | '.join(row)} |" for row in rows))
@@ -68,11 +64,7 @@ class Page:
 
     @contextlib.contextmanager
     def fold(self, title: str) -> Iterator[None]:
-        """
-        What is added within is shown when asked for.
-
-        :param title: what is shown at first
-        """
+        """What is added within is shown when asked for; the title at first."""
         self._parts.append(f'<details markdown="1"><summary>{html.escape(title)}</summary>')
         yield
         self._parts.append("</details>")

@@ -1,14 +1,12 @@
 """The figures, by rliable and seaborn. Colours can be told apart by the colour-blind; lines differ in dashes too."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from rliable import plot_utils
@@ -29,11 +27,7 @@ def _palette(labels: Sequence[str]) -> dict[str, Any]:
 
 
 def intervals(estimates: Estimates, titles: list[str]) -> Figure:
-    """
-    :param estimates: a figure per title by label
-    :param titles: what the figures are
-    :return: a panel per title, an interval per label
-    """
+    """:return: a panel per title, an interval per label"""
     labels = list(estimates.points)
     place = {"xlabel": "interquartile mean of normalised scores", "xlabel_y_coordinate": -0.5 / len(labels)}
     drawn: tuple[Figure, Any] = plot_utils.plot_interval_estimates(
@@ -43,34 +37,25 @@ def intervals(estimates: Estimates, titles: list[str]) -> Figure:
 
 
 def improvements(estimates: Estimates) -> Figure:
-    """
-    :param estimates: probability of improvement by two labels with a ``|`` between
-    :return: an interval per pair, beside the even chance
-    """
+    """:return: an interval per pair of labels, which have a ``|`` between them, beside the even chance"""
     size = (7, 0.9 + 0.34 * len(estimates.points))
     axis = plot_utils.plot_probability_of_improvement(
         *estimates, pair_separator="|", figsize=size, xlabel="P(X is better than Y)", **SMALL
     )
     axis.axvline(0.5, color="#555555", linestyle="--", linewidth=1)
-    return _figure(axis)
+    figure: Figure = axis.figure
+    return figure
 
 
 def profiles(estimates: Estimates, thresholds: Array) -> Figure:
-    """
-    :param estimates: share of the runs that exceed the thresholds by label
-    :param thresholds: scores
-    :return: a line per label
-    """
+    """:return: the share of the runs that exceed the thresholds, a line per label"""
     labels = list(estimates.points)
     look = {"colors": _palette(labels), "linestyles": dict(zip(labels, itertools.cycle(DASHES), strict=False)), **SMALL}
     return _with_legend(plot_utils.plot_performance_profiles(estimates.points, thresholds, estimates.intervals, **look))
 
 
 def sample_efficiency(estimates: Estimates) -> Figure:
-    """
-    :param estimates: interquartile mean at each checkpoint by label
-    :return: a line per label over the share of the budget
-    """
+    """:return: interquartile means at the checkpoints, a line per label over the share of the budget"""
     budget = 100.0 * np.arange(1, N_CHECKPOINTS + 1) / N_CHECKPOINTS
     names = {"xlabel": "environment steps, % of each task's budget", "ylabel": "interquartile mean of scores"}
     look = {"colors": _palette(list(estimates.points)), "marker": "", "figsize": (10, 5), **names, **SMALL}
@@ -80,43 +65,14 @@ def sample_efficiency(estimates: Estimates) -> Figure:
     return _with_legend(axis)
 
 
-def sensitivity(families: Mapping[str, Mapping[float, str]], estimates: Estimates) -> Figure:
-    """
-    :param families: labels by label of the family and factor on the initial radius
-    :param estimates: interquartile mean of the final policies by label
-    :return: a line per family over the factor: the flatter, the less it matters
-    """
-    axis = plt.subplots(figsize=(7.5, 4.0))[1]
-    palette = _palette(list(families))
-    for (family, members), dashes in zip(families.items(), itertools.cycle(DASHES), strict=False):
-        factors = sorted(members)
-        middle = np.array([estimates.points[members[factor]][0] for factor in factors])
-        low, high = np.array([estimates.intervals[members[factor]][:, 0] for factor in factors]).T
-        # A percentile interval need not contain its estimate.
-        spread = np.clip([middle - low, high - middle], 0.0, None)
-        look = {"color": palette[family], "linestyle": dashes, "marker": "o", "capsize": 4}
-        axis.errorbar(factors, middle, spread, label=family, **look)
-    axis.set(xscale="log", xlabel="initial radius, relative to the default", ylabel="interquartile mean of scores")
-    return _with_legend(axis)
-
-
-def _with_legend(axis: Axes) -> Figure:
+def _with_legend(axis: Any) -> Figure:
     axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, handlelength=3.2)
-    return _figure(axis)
-
-
-def _figure(axis: Axes) -> Figure:
-    figure = axis.figure
-    assert isinstance(figure, Figure)
+    figure: Figure = axis.figure
     return figure
 
 
 def learning_curves(collection: Collection, variants: list[Variant]) -> Figure:
-    """
-    :param collection: the results
-    :param variants: in the order of presentation, with runs that finished
-    :return: a panel per task: the mean of the seeds, and from the worst to the best of them
-    """
+    """:return: a panel per task: the mean of the seeds, and from the worst to the best of them"""
     labels = {variant.name: variant.label for variant in variants}
     shares = np.arange(1, N_CHECKPOINTS + 1) / N_CHECKPOINTS
     frames = []
@@ -128,12 +84,7 @@ def learning_curves(collection: Collection, variants: list[Variant]) -> Figure:
 
 
 def traces(collection: Collection, task: str, variants: list[Variant]) -> Figure:
-    """
-    :param collection: the results
-    :param task: id of the environment
-    :param variants: those with a radius
-    :return: radius, ρ and KL of every run over training; ρ beyond ±3 is cut off
-    """
+    """:return: radius, ρ and KL of every run on a task over training; ρ beyond ±3 is cut off"""
     frames = []
     for variant in variants:
         for seed in collection.seeds:

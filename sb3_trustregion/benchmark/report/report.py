@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from sb3_trustregion.benchmark.mixtures import EVALUATION_SEEDS, GYMNASIUM
@@ -15,9 +16,8 @@ from sb3_trustregion.benchmark.report.statistics import (
     improvement_probability,
     interquartile_mean,
     make_block,
-    thresholds_of,
 )
-from sb3_trustregion.benchmark.results import Results, check_folder
+from sb3_trustregion.benchmark.results import Results
 from sb3_trustregion.benchmark.variants import ABLATION, OURS, SENSITIVITY, STOCK, TUNED, Variant
 from sb3_trustregion.common.validation import check_integer
 
@@ -42,14 +42,7 @@ X is ahead; an interval that crosses it decides nothing."""
 
 
 class Report:
-    """
-    Writes the sections for which there are results.
-
-    :param page: gets them
-    :param collection: the results
-    :param references: what scores 0 and 1 mean
-    :param reps: bootstrap samples
-    """
+    """Writes the sections for which there are results; the arguments are those of :func:`write_report`."""
 
     def __init__(self, page: Page, collection: Collection, references: dict[str, Reference], reps: int) -> None:
         self.page, self.collection, self.references, self.reps = page, collection, references, reps
@@ -59,10 +52,17 @@ class Report:
     def write(self) -> None:
         """All sections in order."""
         select = self.collection.select
-        self._comparison("Is it better than stock?", "stock", select(lambda variant: variant.role in (STOCK, OURS)))
-        if select(lambda variant: variant.role == TUNED):
-            zoo = select(lambda variant: variant.role == TUNED or (variant.role == STOCK and variant.per_task))
-            self._comparison("With hyperparameters for each task", "tuned", zoo)
+        main = select(lambda variant: variant.role in (STOCK, OURS))
+        tuned = select(lambda variant: variant.role == TUNED or (variant.role == STOCK and variant.per_task))
+        sections = {"Is it better than stock?": ("stock", main), "With hyperparameters for each task": ("tuned", tuned)}
+        for title, (name, variants) in sections.items():
+            ours = [variant for variant in variants if variant.role != STOCK]
+            stock = [variant for variant in variants if variant.role == STOCK]
+            if ours or (variants and name == "stock"):
+                self.page.add(title, SECTION)
+                block = self._compare(variants, name, [(x.label, y.label) for x in ours for y in stock])
+                self._distributions(block, name)
+                self._curves(variants, name)
         self._radius()
         self._sensitivity()
         self.page.add("Task by task", SECTION)
@@ -71,52 +71,39 @@ class Report:
             self.page.add(task, SUBSECTION)
             self.page.table(tables.task_table(self.collection, task))
         self._runs()
-        hours = self.collection.table.reindex(columns=["total_seconds"]).sum().item() / 3600
-        self.page.add("What it costs", SECTION)
-        self.page.add(f"{COST} All runs together took {hours:.1f} hours.")
-        self.page.table(tables.cost(self.collection))
+        self._cost()
         self._failures()
 
-    def _comparison(self, title: str, name: str, variants: list[Variant]) -> None:
-        if not variants:
-            return
-        self.page.add(title, SECTION)
-        block = self._block(variants)
-        if block.tasks:
-            self._aggregates(block, name)
-            stock = [variant.label for variant in variants if variant.role == STOCK]
-            ours = [variant.label for variant in variants if variant.role != STOCK]
-            self._improvements(block, name, [(x, y) for x in ours for y in stock])
-            curves = estimate(block.curves, interquartile_mean, self.reps)
-            self._keep("sample_efficiency", curves, name)
-            caption = "Sample efficiency: higher and further left is better."
-            self.page.picture(f"{name}-sample-efficiency", plots.sample_efficiency(curves), caption)
-            taus = thresholds_of(block)
-            shares = estimate(block.final, lambda scores: (scores[..., None] > taus).mean(axis=(0, 1)), self.reps)
-            caption = "Performance profiles of final policies: higher is better."
-            self.page.picture(f"{name}-profiles", plots.profiles(shares, taus), caption)
-        self._curves(variants, name)
-
-    def _block(self, variants: list[Variant]) -> Block:
+    def _compare(self, variants: list[Variant], name: str, pairs: list[tuple[str, str]]) -> Block:
+        """Interquartile means, and which of a pair is better, over all tasks where no run is missing."""
         block = make_block(self.collection, variants, self.references)
         if block.left_out:
             self.page.add(f"Left out of what is taken over all tasks: {'; '.join(block.left_out)}.", NOTE)
-        return block
-
-    def _aggregates(self, block: Block, name: str) -> None:
-        estimates = estimate(block.scores, interquartile_mean, self.reps)
-        self._keep("aggregate", estimates, name, list(METRICS))
-        self.page.table(tables.overview(self.collection, block, estimates))
-        size = f"{_count(block.tasks, 'task')} and {_count(self.collection.seeds, 'seed')}"
-        caption = f"Interquartile mean over {size}. Further right is better."
-        self.page.picture(f"{name}-intervals", plots.intervals(estimates, list(METRICS.values())), caption)
-
-    def _improvements(self, block: Block, name: str, pairs: list[tuple[str, str]]) -> None:
-        if pairs:
+        if block.tasks:
+            estimates = estimate(block.scores, interquartile_mean, self.reps)
+            self._keep("aggregate", estimates, name, list(METRICS))
+            self.page.table(tables.overview(self.collection, block, estimates))
+            size = f"{_count(block.tasks, 'task')} and {_count(self.collection.seeds, 'seed')}"
+            caption = f"Interquartile mean over {size}. Further right is better."
+            self.page.picture(f"{name}-intervals", plots.intervals(estimates, list(METRICS.values())), caption)
+        if block.tasks and pairs:
             both = {f"{x}|{y}": [block.final[x], block.final[y]] for x, y in pairs}
             found = estimate(both, improvement_probability, self.reps)
             self._keep("improvement", found, name)
             self.page.picture(f"{name}-improvement", plots.improvements(found), IMPROVEMENT.replace("\n", " "))
+        return block
+
+    def _distributions(self, block: Block, name: str) -> None:
+        if block.tasks:
+            curves = estimate(block.curves, interquartile_mean, self.reps)
+            self._keep("sample_efficiency", curves, name)
+            caption = "Sample efficiency: higher and further left is better."
+            self.page.picture(f"{name}-sample-efficiency", plots.sample_efficiency(curves), caption)
+            values = np.stack(list(block.final.values()))
+            taus = np.linspace(min(values.min(), 0.0), max(values.max(), 1.0), 101)
+            shares = estimate(block.final, lambda scores: (scores[..., None] > taus).mean(axis=(0, 1)), self.reps)
+            caption = "Performance profiles of final policies: higher is better."
+            self.page.picture(f"{name}-profiles", plots.profiles(shares, taus), caption)
 
     def _curves(self, variants: list[Variant], name: str) -> None:
         if {key[1] for key in self.collection.curves} & {variant.name for variant in variants}:
@@ -127,7 +114,7 @@ class Report:
     def _keep(self, table: str, estimates: Estimates, section: str, figures: list[str] | None = None) -> None:
         for label, point in estimates.points.items():
             low, high = estimates.intervals[label]
-            names = figures or list(range(1, len(point) + 1))
+            names: list[str] | range = figures or range(1, len(point) + 1)
             rows = {"section": section, "variant": label, "figure": names, "point": point, "low": low, "high": high}
             self.data.setdefault(table, []).append(pd.DataFrame(rows))
 
@@ -141,11 +128,8 @@ class Report:
         for parent in parents:
             self.page.add(parent.label, SUBSECTION)
             children = [ablation for ablation in ablations if ablation.parent == parent.name]
-            block = self._block([parent, *children])
-            if block.tasks:
-                self._aggregates(block, f"radius-{parent.name}")
-                pairs = [(parent.label, child.label) for child in children]
-                self._improvements(block, f"radius-{parent.name}", pairs)
+            pairs = [(parent.label, child.label) for child in children]
+            self._compare([parent, *children], f"radius-{parent.name}", pairs)
             self._curves([parent, *children], f"radius-{parent.name}")
         table = tables.decisions(self.collection)
         if len(table):
@@ -164,15 +148,9 @@ class Report:
             return
         self.page.add("Does the initial radius matter?", SECTION)
         labels = {label for family in families.values() for label in family.values()}
-        block = self._block([variant for variant in variants.values() if variant.label in labels])
+        block = self._compare([variant for variant in variants.values() if variant.label in labels], "sensitivity", [])
         if block.tasks:
-            estimates = estimate(block.scores, interquartile_mean, self.reps)
-            self._keep("sensitivity", estimates, "sensitivity", list(METRICS))
-            caption = (
-                f"Final policy over {_count(block.tasks, 'task')} by initial radius. The flatter, the less it matters."
-            )
-            self.page.picture("sensitivity", plots.sensitivity(families, estimates), caption)
-            self.page.add("Largest minus smallest score over the radii:")
+            self.page.add("Largest minus smallest score of the final policies over the radii:")
             self.page.table(tables.spread_over_radii(block, families))
 
     def _runs(self) -> None:
@@ -185,6 +163,17 @@ class Report:
                 figure = plots.traces(self.collection, task, variants)
                 name = f"runs-{task.replace('/', '~')}"
                 self.page.picture(name, figure, f"Every run on {task}. ρ is cut off beyond ±3.")
+
+    def _cost(self) -> None:
+        done = self.collection.finished.reindex(
+            columns=["variant", "task", "training_cpu_seconds", "n_timesteps", "total_seconds"]
+        )
+        self.page.add("What it costs", SECTION)
+        self.page.add(f"{COST} All runs together took {done['total_seconds'].sum() / 3600:.1f} hours.")
+        cost = done.assign(cost=1e5 * done["training_cpu_seconds"] / done["n_timesteps"])
+        labels = {variant.name: variant.label for variant in self.collection.variants}
+        means = cost.pivot_table("cost", "variant", "task").reindex(labels).rename(labels)
+        self.page.table(means.map(tables.number))
 
     def _failures(self) -> None:
         failed = [run for run in self.collection.runs.values() if not run.is_finished]
@@ -205,13 +194,12 @@ def write_report(
     :param reps: bootstrap samples
     :param allow_mixed: whether results of several versions are reported on together
     :return: the page
-    :raises ValueError: where the results do not belong together, or an argument is wrong
     """
     check_integer("reps", reps, at_least=1)
     known = read_references(references)
     with results.reading() as runs:
         collection = collect(runs, allow_mixed)
-        check_folder(output)
+        output.mkdir(parents=True, exist_ok=True)
         page = Page(output)
         _introduce(page, collection, results.commands())
         report = Report(page, collection, known, reps)

@@ -26,12 +26,7 @@ LAST_EPISODES = 0.1
 
 
 class Reference(NamedTuple):
-    """
-    Returns that normalise the scores of a task.
-
-    :param random: mean return of uniformly random actions: score 0
-    :param reference: a published mean return: score 1
-    """
+    """Mean returns that normalise the scores of a task: of random actions, score 0, and a published one, score 1."""
 
     random: float
     reference: float
@@ -42,29 +37,23 @@ class Reference(NamedTuple):
 
 
 def read_references(path: Path = REFERENCES) -> dict[str, Reference]:
-    """
-    :param path: a file as the committed one
-    :return: references by task
-    :raises ValueError: where the file is malformed
-    """
+    """:return: references by task, of a file as the committed one"""
     try:
         tasks = yaml.safe_load(path.read_text("utf-8"))["tasks"]
-        references = {
-            task: Reference(float(entry["random"]), float(entry["reference"])) for task, entry in tasks.items()
-        }
+        found = {task: Reference(float(entry["random"]), float(entry["reference"])) for task, entry in tasks.items()}
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"references must be a file with random and reference per task, got {str(path)!r}") from error
-    for task, (random, reference) in references.items():
+    for task, (random, reference) in found.items():
         if not reference > random:
             raise ValueError(f"reference must be > random, got {reference} and {random} for {task}")
-    return references
+    return found
 
 
 def last_returns(timesteps: Array, returns: Array) -> float:
     """
     :param timesteps: at the ends of the training episodes, not decreasing
     :param returns: of the episodes
-    :return: mean over the last tenth of them, with all that ended together with the first of these; NaN where none did
+    :return: mean over the last tenth, with all that ended together with the first of these; NaN where none ended
     """
     if len(returns) == 0:
         return np.nan
@@ -94,22 +83,12 @@ def learning_curve(timesteps: Array, returns: Array, n_timesteps: int) -> Array:
 
 @dataclass(frozen=True)
 class Collection:
-    """
-    Results that belong together.
-
-    :param runs: by task, variant and seed
-    :param table: a row per run: scores, what its radius did, what it cost
-    :param curves: learning curves of those that finished, raw returns
-    :param updates: what their updates logged
-    :param variants: in the order of presentation
-    :param tasks: in alphabetical order
-    :param seeds: increasing
-    """
+    """Results that belong together; variants and tasks are in the order of presentation."""
 
     runs: dict[Key, Run]
-    table: pd.DataFrame
-    curves: dict[Key, Array]
-    updates: dict[Key, pd.DataFrame]
+    table: pd.DataFrame  # a row per run: scores, what its radius did, what it cost
+    curves: dict[Key, Array]  # learning curves of those that finished, raw returns
+    updates: dict[Key, pd.DataFrame]  # what their updates logged
     variants: list[Variant]
     tasks: list[str]
     seeds: list[int]
@@ -129,7 +108,6 @@ def collect(results: Results, allow_mixed: bool = False) -> Collection:
     :param results: with at least one run
     :param allow_mixed: whether results of several versions are taken together all the same
     :return: all of them
-    :raises ValueError: where they do not belong together
     """
     runs = {run.key: run for run in results.all()}
     mixed = mixtures(run.record for run in runs.values())

@@ -13,34 +13,21 @@ from sb3_trustregion.benchmark.variants import Variant
 
 
 class Estimates(NamedTuple):
-    """
-    Figures with their 95 % stratified-bootstrap intervals, as rliable gives and draws them.
+    """Figures with their 95 % stratified-bootstrap intervals by label, as rliable gives and draws them."""
 
-    :param points: by label, shape (figures,)
-    :param intervals: by label, shape (2, figures)
-    """
-
-    points: dict[str, Array]
-    intervals: dict[str, Array]
+    points: dict[str, Array]  # shape (figures,)
+    intervals: dict[str, Array]  # shape (2, figures)
 
 
 @dataclass(frozen=True)
 class Block:
-    """
-    Normalised scores of variants on the same tasks with the same seeds.
-
-    :param variants: whose
-    :param tasks: on what
-    :param scores: by label, shape (seeds, tasks, metrics)
-    :param curves: by label, shape (seeds, tasks, checkpoints)
-    :param left_out: tasks that are incomplete or have no references, for people
-    """
+    """Normalised scores of variants on the same tasks with the same seeds, by label."""
 
     variants: list[Variant]
     tasks: list[str]
-    scores: dict[str, Array]
-    curves: dict[str, Array]
-    left_out: list[str]
+    scores: dict[str, Array]  # shape (seeds, tasks, metrics)
+    curves: dict[str, Array]  # shape (seeds, tasks, checkpoints)
+    left_out: list[str]  # tasks that are incomplete or have no references, for people
 
     @property
     def final(self) -> dict[str, Array]:
@@ -85,24 +72,13 @@ def make_block(collection: Collection, variants: list[Variant], references: Mapp
 
 
 def interquartile_mean(scores: Array) -> Array:
-    """
-    rliable's, of all points at once: its own takes minutes.
-
-    :param scores: shape (seeds, tasks, points)
-    :return: mean of the middle half of all runs, shape (points,)
-    """
+    """rliable's, of all points at once, shape (seeds, tasks, points): its own takes minutes."""
     mean: Array = scipy.stats.trim_mean(scores.reshape(-1, scores.shape[-1]), 0.25, axis=0)
     return mean
 
 
 def improvement_probability(x: Array, y: Array) -> Array:
-    """
-    rliable's, of all tasks at once: its own takes minutes.
-
-    :param x: shape (seeds, tasks)
-    :param y: shape (seeds, tasks)
-    :return: how often a run of x is better than one of y on the same task, ties counting half, shape (1,)
-    """
+    """rliable's, of all tasks at once, shapes (seeds, tasks): its own takes minutes."""
     differences = x[:, None] - y[None]
     return np.array([np.mean((differences > 0.0) + 0.5 * (differences == 0.0))])
 
@@ -117,12 +93,3 @@ def estimate(scores: Mapping[str, Any], function: Callable[..., Array], reps: in
     # rliable draws from numpy's global generator: the same results give the same report.
     np.random.seed(0)  # noqa: NPY002
     return Estimates(*library.get_interval_estimates(dict(scores), function, reps=reps))
-
-
-def thresholds_of(block: Block) -> Array:
-    """
-    :param block: the scores
-    :return: over which performance profiles are drawn
-    """
-    values = np.stack(list(block.final.values()))
-    return np.linspace(min(values.min(), 0.0), max(values.max(), 1.0), 101)

@@ -11,10 +11,7 @@ from sb3_trustregion.benchmark.report.statistics import Block, Estimates
 
 
 def number(value: float) -> str:
-    """
-    :param value: a number
-    :return: three or four digits of it
-    """
+    """:return: three or four digits of a number"""
     if not np.isfinite(value):
         return "–"
     digits = 0 if abs(value) >= 100 or float(value).is_integer() else 1 if abs(value) >= 10 else 2
@@ -35,12 +32,7 @@ def bold(table: pd.DataFrame, values: Array) -> pd.DataFrame:
 
 
 def overview(collection: Collection, block: Block, estimates: Estimates) -> pd.DataFrame:
-    """
-    :param collection: the results
-    :param block: the variants
-    :param estimates: interquartile means of each metric by label
-    :return: a row per variant
-    """
+    """:return: interquartile means of each metric, a row per variant"""
     rows = {}
     for variant in block.variants:
         figures = np.vstack([estimates.points[variant.label], *estimates.intervals[variant.label]]).T
@@ -54,11 +46,7 @@ def overview(collection: Collection, block: Block, estimates: Estimates) -> pd.D
 
 
 def task_table(collection: Collection, task: str) -> pd.DataFrame:
-    """
-    :param collection: the results
-    :param task: id of the environment
-    :return: raw returns and cost, a row per variant
-    """
+    """:return: raw returns and cost on a task, a row per variant"""
     rows, means = {}, []
     of_task = collection.table[collection.table["task"] == task]
     costs = {"n_timesteps": "steps", "training_cpu_seconds": "CPU s"}
@@ -77,23 +65,8 @@ def task_table(collection: Collection, task: str) -> pd.DataFrame:
     return bold(pd.DataFrame.from_dict(rows, orient="index", columns=columns), np.array(means, dtype=float))
 
 
-def cost(collection: Collection) -> pd.DataFrame:
-    """
-    :param collection: the results
-    :return: CPU seconds of training per 100 000 steps, a row per variant and a column per task
-    """
-    done = collection.finished.reindex(columns=["variant", "task", "training_cpu_seconds", "n_timesteps"])
-    done = done.assign(cost=1e5 * done["training_cpu_seconds"] / done["n_timesteps"])
-    means = done.pivot_table(values="cost", index="variant", columns="task", aggfunc="mean")
-    table = means.reindex(index=[variant.name for variant in collection.variants], columns=collection.tasks)
-    return table.astype(float).map(number).set_axis([variant.label for variant in collection.variants])
-
-
 def decisions(collection: Collection) -> pd.DataFrame:
-    """
-    :param collection: the results
-    :return: what the rule did, means over seeds (of radii, geometric), a row per task and variant
-    """
+    """:return: what the rule did, means over seeds (of radii, geometric), a row per task and variant"""
     rows = {}
     labels = {variant.name: variant.label for variant in collection.variants}
     counts = {"n_updates": "updates", "n_rollbacks": "roll-backs", "n_feedback_decisions": "decisions by feedback"}

@@ -1,6 +1,5 @@
 """Carries a grid out: what is missing of it, on this machine's cores or on a Dask cluster, one run each."""
 
-import asyncio
 import contextlib
 import json
 from collections.abc import Iterable, Iterator
@@ -10,7 +9,7 @@ from typing import Any
 import joblib
 
 from sb3_trustregion.benchmark.mixtures import mixtures
-from sb3_trustregion.benchmark.results import RUN_FILE, Key, Results, Run, check_folder
+from sb3_trustregion.benchmark.results import RUN_FILE, Key, Results, Run
 from sb3_trustregion.benchmark.run.grid import check_results
 from sb3_trustregion.benchmark.run.process import MISMATCH_FILE, execute, failed
 from sb3_trustregion.benchmark.run.progress import Progress
@@ -41,11 +40,9 @@ def carry_out(
     :param rerun_outdated: whether results of other versions are run again
     :param command: as given, kept with the results
     :return: the runs, finished or failed
-    :raises ValueError: before anything is run, where something is wrong
     """
     jobs = joblib.cpu_count() if jobs is None else jobs
     check_integer("jobs", jobs, at_least=1)
-    check_folder(results.output)
     results.unpack()
     check_results(specs, results, rerun_outdated)
     if command:
@@ -102,24 +99,10 @@ def _parallel(jobs: int, address: str) -> Iterator[Any]:
         # Threads: each of them waits for a process.
         yield joblib.Parallel(n_jobs=jobs, backend="threading", **shared)
         return
-    with _client(address) as client, joblib.parallel_config(backend="dask", client=client):
+    from distributed import Client
+
+    client: Any = Client(address, timeout=CONNECTION_TIMEOUT, set_as_default=False)  # type: ignore[no-untyped-call]
+    with client, joblib.parallel_config(backend="dask", client=client):
+        client.wait_for_workers(1, timeout=SECONDS_FOR_WORKERS)
         # Everything at once, so that workers which join late have something to do.
         yield joblib.Parallel(n_jobs=-1, pre_dispatch="all", **shared)
-
-
-@contextlib.contextmanager
-def _client(address: str) -> Iterator[Any]:
-    try:
-        from distributed import Client
-
-        client: Any = Client(address, timeout=CONNECTION_TIMEOUT, set_as_default=False)  # type: ignore[no-untyped-call]
-    except ImportError as error:
-        raise ValueError("a cluster needs the package distributed: pip install 'dask[distributed]'") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"address must be that of a Dask scheduler, got {address!r}: {error}") from error
-    with client:
-        try:
-            client.wait_for_workers(1, timeout=SECONDS_FOR_WORKERS)
-        except (TimeoutError, asyncio.TimeoutError) as error:  # two classes before Python 3.11
-            raise ValueError(f"address must be of a scheduler that has workers, got none at {address!r}") from error
-        yield client

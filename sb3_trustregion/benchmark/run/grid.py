@@ -14,18 +14,11 @@ from sb3_trustregion.benchmark.variants import MAIN, Variant, find_variant
 from sb3_trustregion.common.validation import check_choice, check_integer
 
 FIRST_TUNING_SEED = 1000
-# The entries of a file, and what each must be: the folder of the results; the competitors; the seeds; the tasks, and
-# the steps of a run on each; what everyone shares: what the task is, and how it is run where a tuned entry does not
-# say; modules to import so that tasks are known; whose environments: Gymnasium's, or EnvPool's for exploring.
-KEYS: dict[str, tuple[str, tuple[type, ...]]] = {
-    "output": ("a path", (str, Path)),
-    "variants": ("a list", (list,)),
-    "seeds": ("a list", (list,)),
-    "tasks": ("a list, or a mapping to numbers of steps", (list, dict)),
-    "n_timesteps": ("an integer", (int,)),
-    "environment": ("a mapping", (dict,)),
-    "gym_packages": ("a list", (list,)),
-    "backend": ("a name", (str,)),
+# The entries of a file. "environment" is what everyone shares: what the task is, and how it is run where a tuned entry
+# does not say; "backend" whose environments: Gymnasium's, or EnvPool's for exploring.
+KEYS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("variants", "seeds", "gym_packages"), (list,)),
+    **{"tasks": (list, dict), "n_timesteps": (int,), "environment": (dict,), "backend": (str,), "output": (str, Path)},
 }
 DEFAULTS: dict[str, Any] = {"variants": list(MAIN), "environment": {}, "gym_packages": [], "backend": GYMNASIUM}
 SHARED_ENVIRONMENT: dict[str, Any] = {"n_envs": 1, "normalize": True}
@@ -88,8 +81,8 @@ def _check_entries(values: dict[str, Any]) -> None:
             f"grid must have the entries {', '.join(KEYS)}, got {sorted(map(str, set(values) - set(KEYS)))}"
         )
     for name, value in values.items():
-        if not isinstance(value, KEYS[name][1]):
-            raise ValueError(f"{name} must be {KEYS[name][0]}, got {value!r}")
+        if not isinstance(value, KEYS[name]):
+            raise ValueError(f"{name} must be a {' or a '.join(kind.__name__ for kind in KEYS[name])}, got {value!r}")
     for name in ("tasks", "variants", "seeds"):
         if not values.get(name):
             raise ValueError(f"{name} must not be empty")

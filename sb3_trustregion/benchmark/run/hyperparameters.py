@@ -71,8 +71,8 @@ def _entries(config: str) -> dict[str, Any]:
 def _zoo_folder() -> Path:
     """Found without importing RL Zoo, which takes seconds."""
     spec = importlib.util.find_spec("rl_zoo3")
-    if spec is None or spec.origin is None:
-        raise ValueError("RL Zoo is not installed")
+    assert spec is not None
+    assert spec.origin is not None
     folder = Path(spec.origin).parent
     return folder / "hyperparams" if (folder / "hyperparams").is_dir() else folder.parent / "hyperparams"
 
@@ -101,12 +101,9 @@ def accepted_arguments(algorithm: str) -> set[str]:
 
 def derive_variant(name: str, definition: Any) -> Variant:
     """
-    A variant that a grid file defines.
-
-    :param name: its name
+    :param name: of a variant that a grid file defines
     :param definition: ``base``, the name of a variant, and ``hyperparameters``, what differs
     :return: the variant
-    :raises ValueError: where the definition is malformed, or the name is taken
     """
     if not isinstance(definition, dict) or set(definition) - {"base", "hyperparameters", "label"}:
         raise ValueError(f"variant {name!r} must be defined by base, hyperparameters and label, got {definition!r}")

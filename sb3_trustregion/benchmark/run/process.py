@@ -1,5 +1,6 @@
 """A run in a process of its own: how that is started, watched and brought home."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from sb3_trustregion.benchmark.results import RUN_FILE, TRACEBACK_FILE, Key, record_text
+from sb3_trustregion.benchmark.results import RUN_FILE, TRACEBACK_FILE, Key
 from sb3_trustregion.benchmark.run.provenance import PACKAGE
 from sb3_trustregion.benchmark.run.spec import RunSpec
 
@@ -47,12 +48,7 @@ def execute(spec_json: str, steps_file: str) -> tuple[Key, dict[str, bytes]]:
 
 
 def collect(folder: Path, spec: RunSpec, returncode: int) -> dict[str, bytes]:
-    """
-    :param folder: of a process that has ended
-    :param spec: the run
-    :param returncode: of the process
-    :return: contents of the run's files by name, whatever became of it
-    """
+    """:return: contents of a run's files by name, whatever became of its process"""
     result = folder / RESULT_FOLDER
     files = {path.name: path.read_bytes() for path in result.iterdir()} if result.is_dir() else {}
     if MISMATCH_FILE in files or (returncode == 0 and RUN_FILE in files):
@@ -67,12 +63,8 @@ def collect(folder: Path, spec: RunSpec, returncode: int) -> dict[str, bytes]:
 
 
 def failed(spec: RunSpec, reason: str) -> dict[str, bytes]:
-    """
-    :param spec: the run
-    :param reason: why there is no result
-    :return: contents of its files by name
-    """
-    return {RUN_FILE: record_text({**spec.record, "status": "failed"}).encode(), TRACEBACK_FILE: reason.encode()}
+    """:return: contents of the files of a run without a result by name"""
+    return {RUN_FILE: json.dumps({**spec.record, "status": "failed"}).encode(), TRACEBACK_FILE: reason.encode()}
 
 
 def without_machine(text: str) -> str:

@@ -51,17 +51,11 @@ class Progress:
         self._folder.cleanup()
 
     def steps_file(self, key: Key) -> str:
-        """
-        :param key: of a run
-        :return: where it tells its time steps
-        """
+        """:return: where a run tells its time steps"""
         return str(Path(self._folder.name, "~".join(map(str, key)).replace("/", "~")))
 
     def advance(self, key: Key, record: dict[str, Any]) -> None:
-        """
-        :param key: of the run that is done
-        :param record: what is kept of it
-        """
+        """Take note of a run that is done, by what is kept of it."""
         self._n_done += 1
         outcome = "FAILED"
         if record["status"] == "finished":
@@ -70,15 +64,11 @@ class Progress:
         self._bar.write(f"[{self._n_done}/{self._n_runs}] {title(key)}: {outcome}", file=self._bar.fp)
         self._move(key, self._lengths[key])
 
-    def look(self) -> None:
-        """Ask the runs in flight how far they are."""
-        for key, length in self._lengths.items():
-            with contextlib.suppress(OSError, ValueError):  # not begun, or being written
-                self._move(key, min(int(Path(self.steps_file(key)).read_text("utf-8")), length))
-
     def _follow(self) -> None:
         while not self._is_over.wait(SECONDS):
-            self.look()
+            for key, length in self._lengths.items():
+                with contextlib.suppress(OSError, ValueError):  # not begun, or being written
+                    self._move(key, min(int(Path(self.steps_file(key)).read_text("utf-8")), length))
 
     def _move(self, key: Key, steps: int) -> None:
         with self._lock:

@@ -63,8 +63,7 @@ def _hash(module: str) -> str:
     assert spec.origin is not None
     tree = ast.parse(Path(spec.origin).read_text("utf-8"))
     for node in ast.walk(tree):
-        is_block = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-        if is_block and ast.get_docstring(node, clean=False) is not None:
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
     return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:8]
 

@@ -14,35 +14,20 @@ PROTOCOL = 1
 
 @dataclass(frozen=True)
 class RunSpec:
-    """
-    What is to be run.
-
-    :param variant: the competitor
-    :param task: id of the environment
-    :param seed: of everything
-    :param n_timesteps: wanted length
-    :param hyperparameters: as in one of RL Zoo's files
-    :param versions: of the packages that compute
-    :param modules: hash of each module of ours that takes part
-    :param backend: whose environments: Gymnasium's, or EnvPool's
-    :param gym_packages: modules to import so that the task is known
-    :param replayed_seed: whose record takes the place of feedback
-    :param recording: that record: as in :class:`~sb3_trustregion.benchmark.run.judges.Recorded`
-    :param protocol: of measurement
-    """
+    """What is to be run."""
 
     variant: Variant
     task: str
     seed: int
-    n_timesteps: int
-    hyperparameters: dict[str, Any]
-    versions: dict[str, str]
-    modules: dict[str, str] = field(default_factory=dict)
-    backend: str = GYMNASIUM
-    gym_packages: list[str] = field(default_factory=list)
-    replayed_seed: int | None = None
-    recording: list[list[float]] = field(default_factory=list)
-    protocol: int = PROTOCOL
+    n_timesteps: int  # wanted length
+    hyperparameters: dict[str, Any]  # as in one of RL Zoo's files
+    versions: dict[str, str]  # of the packages that compute
+    modules: dict[str, str] = field(default_factory=dict)  # hashes of those of ours that take part
+    backend: str = GYMNASIUM  # whose environments
+    gym_packages: list[str] = field(default_factory=list)  # to import so that the task is known
+    replayed_seed: int | None = None  # whose record takes the place of feedback
+    recording: list[list[float]] = field(default_factory=list)  # that record
+    protocol: int = PROTOCOL  # of measurement
 
     @property
     def key(self) -> Key:

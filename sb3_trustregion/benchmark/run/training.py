@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import os
 import pydoc
 import shutil
@@ -26,7 +27,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import sync_envs_normalization
 
 from sb3_trustregion.benchmark.mixtures import GYMNASIUM
-from sb3_trustregion.benchmark.results import EPISODES_FILE, PROGRESS_FILE, RUN_FILE, TRACEBACK_FILE, record_text
+from sb3_trustregion.benchmark.results import EPISODES_FILE, PROGRESS_FILE, RUN_FILE, TRACEBACK_FILE
 from sb3_trustregion.benchmark.run import provenance
 from sb3_trustregion.benchmark.run.hyperparameters import algorithms
 from sb3_trustregion.benchmark.run.process import MISMATCH_FILE, RESULT_FOLDER, SPEC_FILE, without_machine
@@ -78,9 +79,7 @@ class Recorder(BaseCallback):
 
 def main(folder: Path, steps_file: str = "") -> int:
     """
-    Carry out the run that a folder describes.
-
-    :param folder: has the specification, gets the results
+    :param folder: has the specification of a run, gets the results
     :param steps_file: where to tell how far training is
     :return: exit code
     """
@@ -146,16 +145,14 @@ def run(spec: RunSpec, zoo_folder: Path, result: Path, steps_file: str = "") -> 
         "peak_memory_mib": round(_peak_memory(), 1),
         **provenance.git_commit(),
     }
-    (result / RUN_FILE).write_text(record_text(record), "utf-8")
+    (result / RUN_FILE).write_text(json.dumps(record), "utf-8")
 
 
 def set_up(spec: RunSpec, folder: Path) -> tuple[ExperimentManager, OnPolicyAlgorithm]:
     """
-    As ``rl_zoo3.train`` does, with a hyperparameter file of this run alone.
-
     :param spec: the run
     :param folder: for what RL Zoo writes
-    :return: RL Zoo's manager, and the model before training
+    :return: what ``rl_zoo3.train`` makes, with a hyperparameter file of this run alone
     """
     algorithms()
     folder.mkdir()
@@ -179,7 +176,7 @@ def set_up(spec: RunSpec, folder: Path) -> tuple[ExperimentManager, OnPolicyAlgo
     if spec.backend != GYMNASIUM:
         from sb3_trustregion.benchmark.run.envpool import make_vec_env
 
-        manager.vec_env_class = partial(make_vec_env, manager, spec.task)
+        manager.vec_env_class = partial(make_vec_env, manager, spec.task)  # type: ignore[assignment]
     prepared = manager.setup_experiment()
     assert prepared is not None
     model = prepared[0]
