@@ -37,47 +37,19 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
 
     Not to be confused with the "Adaptive TRPO" of Shani et al. 2020, which is another method.
 
-    Against ``sb3_contrib.TRPO``: ``target_kl`` and ``cg_damping`` mean what they mean there, per (Gaussian or
-    Bernoulli) action dimension; the KL is KL(old‖new), there KL(new‖old).
+    Arguments are those of ``sb3_contrib.TRPO``, with their meanings, but for these. There the KL is KL(new‖old), here it
+    is KL(old‖new).
 
-    :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
-    :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: The learning rate of the value function, it can be a function
-        of the current progress remaining (from 1 to 0). ``sb3_contrib.TRPO``'s is a quarter of it, for mini-batches
-        a quarter as large: about the same loss on held-out returns in a third of the time
-    :param n_steps: The number of steps to run for each environment per update
-    :param batch_size: Minibatch size for the value function, see ``learning_rate``
-    :param gamma: Discount factor
-    :param cg_max_steps: maximum number of steps in the Conjugate Gradient algorithm
-    :param cg_damping: damping per (Gaussian or Bernoulli) action dimension, as in ``sb3_contrib.TRPO``: λ, added to
-        the diagonal of the Fisher matrix of the joint action distribution, is ``cg_damping`` times their number A
-    :param line_search_shrinking_factor: step-size reduction factor for the line-search
-        (i.e., ``theta_new = theta + alpha^i * step``)
-    :param line_search_max_iter: maximum number of iteration
-        for the backtracking line-search
-    :param n_critic_updates: number of passes over the data to fit the value function, per policy update
-    :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
-    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
-        instead of action noise exploration (default: False)
-    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
-        Default: -1 (only sample at the beginning of the rollout)
-    :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected.
-    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
-    :param normalize_advantage: Whether to bring the advantages to mean zero. They are not scaled: a TRPO step does not
-        depend on the scale of the advantages, and so predicted improvements stay in units of the reward
+    :param learning_rate: of the value function, a number or a function of the remaining progress (from 1 to 0).
+        ``sb3_contrib.TRPO``'s is a quarter of it, for mini-batches a quarter as large: about the same loss on held-out
+        returns in a third of the time
+    :param batch_size: of the value function's mini-batches, see ``learning_rate``
+    :param cg_damping: per (Gaussian or Bernoulli) action dimension, as there: λ, added to the diagonal of the Fisher
+        matrix of the joint action distribution, is ``cg_damping`` times their number A
+    :param normalize_advantage: whether the advantages are brought to mean zero. They are not scaled: a TRPO step does
+        not depend on the scale of the advantages, and so predicted improvements stay in units of the reward
     :param target_kl: the *initial* radius, a bound on the mean KL(π_k‖π_θ) of an update, nats per (Gaussian or
-        Bernoulli) action dimension, as in ``sb3_contrib.TRPO``: the joint δ is A times that
-    :param sub_sampling_factor: Sub-sample the batch of the policy update to make computation faster
-        see p40-42 of John Schulman thesis http://joschu.net/docs/thesis.pdf
-    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
-        the reported success rate, mean episode length, and mean reward over
-    :param tensorboard_log: the log location for tensorboard (if None, no logging)
-    :param policy_kwargs: additional arguments to be passed to the policy on creation
-    :param verbose: the verbosity level: 0 no output, 1 info, 2 debug
-    :param seed: Seed for the pseudo random generators
-    :param device: Device (cpu, cuda, ...) on which the code should be run.
-        Setting it to auto, the code will be run on the GPU if possible.
-    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+        Bernoulli) action dimension, as there: the joint δ is A times that
     :param cg_residual_tol: stop Conjugate Gradient at this relative residual ‖g - (F + λI)x‖/‖g‖
     :param fisher_sub_sampling_factor: take the Fisher matrix over one in so many states (256 at least), the gradient
         over all: the policy gains as much from it at the same KL

@@ -21,37 +21,11 @@ class NPG(NaturalGradientAlgorithm):
 
     No ratio, no line search, no radius: the baseline that shows what the rest of a trust-region algorithm is worth.
 
-    :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
-    :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: The learning rate of the value function, it can be a function
-        of the current progress remaining (from 1 to 0)
-    :param n_steps: The number of steps to run for each environment per update
-    :param batch_size: Minibatch size for the value function, see ``learning_rate``
-    :param gamma: Discount factor
-    :param cg_max_steps: maximum number of steps in the Conjugate Gradient algorithm
-    :param cg_damping: damping per (Gaussian or Bernoulli) action dimension, as in ``sb3_contrib.TRPO``: λ, added to
-        the diagonal of the Fisher matrix of the joint action distribution, is ``cg_damping`` times their number A
-    :param n_critic_updates: number of passes over the data to fit the value function, per policy update
-    :param gae_lambda: Factor for trade-off of bias vs variance for Generalized Advantage Estimator
-    :param use_sde: Whether to use generalized State Dependent Exploration (gSDE)
-        instead of action noise exploration (default: False)
-    :param sde_sample_freq: Sample a new noise matrix every n steps when using gSDE
-        Default: -1 (only sample at the beginning of the rollout)
-    :param rollout_buffer_class: Rollout buffer class to use. If ``None``, it will be automatically selected.
-    :param rollout_buffer_kwargs: Keyword arguments to pass to the rollout buffer on creation
-    :param normalize_advantage: Whether to bring the advantages to mean zero and unit variance, so that
+    Arguments are those of ``sb3_contrib.TRPO``, with their meanings, but for radius and line search, which it has not,
+    for ``learning_rate`` and ``batch_size``, whose defaults are those of ``AdaptiveTRPO``, and for
+
+    :param normalize_advantage: whether the advantages are brought to mean zero and unit variance, so that
         ``actor_step_size`` does not depend on the scale of the reward
-    :param sub_sampling_factor: Sub-sample the batch of the policy update to make computation faster
-        see p40-42 of John Schulman thesis http://joschu.net/docs/thesis.pdf
-    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
-        the reported success rate, mean episode length, and mean reward over
-    :param tensorboard_log: the log location for tensorboard (if None, no logging)
-    :param policy_kwargs: additional arguments to be passed to the policy on creation
-    :param verbose: the verbosity level: 0 no output, 1 info, 2 debug
-    :param seed: Seed for the pseudo random generators
-    :param device: Device (cpu, cuda, ...) on which the code should be run.
-        Setting it to auto, the code will be run on the GPU if possible.
-    :param _init_setup_model: Whether or not to build the network at the creation of the instance
     :param actor_step_size: α, it can be a function of the current progress remaining (from 1 to 0).
         The KL of a step is about ½α²·gᵀF⁻¹g nats: with 1 from 0.001 to 0.02 on the tasks that were tried
     :param cg_residual_tol: stop Conjugate Gradient at this relative residual ‖g - (F + λI)x‖/‖g‖;

@@ -41,7 +41,7 @@ class ActionHead(PolicyFunction):
     """The actor: log-probabilities and parameters of the action distribution."""
 
     def forward(self, observations: Observations, actions: th.Tensor) -> tuple[th.Tensor, Parameters]:
-        """log π(a|s) of n actions, shape (n,), and the parameters of their distributions."""
+        """Log π(a|s) of n actions, shape (n,), and the parameters of their distributions."""
         with preserved_distribution(self.policy):
             distribution = self.policy.get_distribution(observations)
             return distribution.log_prob(actions), distribution_parameters(distribution)

@@ -99,8 +99,10 @@ def fingerprint(policy: ActorCriticPolicy, with_optimizer: bool = False) -> str:
     by whatever road.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for parameter in policy.parameters():
-        digest.update(b"trainable" if parameter.requires_grad else b"frozen")
+    for name, _ in policy.named_buffers():  # known by name; their values may follow the data
+        digest.update(name.encode())
+    for name, parameter in policy.named_parameters():
+        digest.update(f"{name} {'trainable' if parameter.requires_grad else 'frozen'}".encode())
         digest.update(_bytes_of(parameter))
     if with_optimizer:
         digest.update(type(policy.optimizer).__name__.encode())

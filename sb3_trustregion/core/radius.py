@@ -159,7 +159,7 @@ class TrustRegionState:
         return max(self.reliability / self.weight, LEAST_RELIABILITY) if self.weight > 0.0 else 1.0
 
     def counting_on(self, other: "TrustRegionState") -> "TrustRegionState":
-        """This state with the counters of another."""
+        """The same state with the counters of another."""
         return replace(self, n_judged=other.n_judged, n_rollbacks=other.n_rollbacks, n_feedback=other.n_feedback)
 
     def as_dict(self) -> dict[str, Any]:
