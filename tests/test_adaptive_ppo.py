@@ -70,7 +70,7 @@ def test_restored_optimiser_is_the_one_that_goes_on() -> None:
 
 
 def test_roll_back_can_be_switched_off() -> None:
-    model, updates = ruined(5, rollback_z=None)
+    _, updates = ruined(5, rollback_z=None)
     assert all(update.status is StepStatus.ACCEPTED for update in updates)
     assert updates[3].before["action_net.bias"].max() < -4.0
 

@@ -20,7 +20,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
-from sb3_trustregion.core.search import StepStatus
+from sb3_trustregion.core.line_search import StepStatus
 from tests.environments import ACTION_SPACES, toy_vec_env
 from tests.helpers import (
     ALGORITHMS,
@@ -101,7 +101,7 @@ def test_another_environment_drops_the_pending_step(algorithm: type[Any]) -> Non
     model = make_model(algorithm)
     train(model, 2)
     model.set_env(toy_vec_env(reward=5.0))
-    assert model.memory.pending is None
+    assert model.judge.pending is None
     assert "train/rho" not in train(model, 1, reset_num_timesteps=False)[0].logged
 
 
@@ -200,11 +200,11 @@ COMMON = {
 COMMON |= {"explained_variance", "n_updates", "learning_rate"}
 NATURAL = {"cg_steps", "cg_residual", "n_samples"}
 TRUST_REGION = {"radius", "n_rollbacks", "n_feedback_decisions"}
-JUDGED = {"rho", "pooled_rho", "pooled_rho_stderr", "actual_improvement", "predicted_improvement"}
-JUDGED |= {"improvement_stderr"}
+JUDGED = {"rho", "pooled_rho", "pooled_rho_stderr", "pooled_reliability"}
+JUDGED |= {"actual_improvement", "predicted_improvement", "improvement_stderr"}
 LOGGED = {
     NPG: COMMON | NATURAL,
-    AdaptiveTRPO: COMMON | NATURAL | TRUST_REGION | {"line_search_steps", "n_rollouts", "reliability"},
+    AdaptiveTRPO: COMMON | NATURAL | TRUST_REGION | {"line_search_steps", "reliability"},
     AdaptivePPO: COMMON | TRUST_REGION | {"clip_range", "reliability", "clip_fraction", "approx_kl", "loss"},
 }
 

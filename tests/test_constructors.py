@@ -15,6 +15,7 @@ from tests.helpers import ALGORITHMS
 
 KL_AND_LINE_SEARCH = {"target_kl", "line_search_shrinking_factor", "line_search_max_iter"}
 RADIUS = ["radius_rule", "radius_window", "radius_bounds", "rollback_z", "improvement_estimator"]
+RADIUS += ["judge_class", "judge_kwargs"]
 NATURAL = ["cg_residual_tol", "fisher_sub_sampling_factor"]
 
 
@@ -25,7 +26,7 @@ def names(algorithm: type[Any], kind: Any = inspect.Parameter.POSITIONAL_OR_KEYW
 @pytest.mark.parametrize(
     ("ours", "stock", "without", "new"),
     [
-        (AdaptiveTRPO, TRPO, set(), [*NATURAL, *RADIUS, "n_reused_rollouts"]),
+        (AdaptiveTRPO, TRPO, set(), [*NATURAL, *RADIUS]),
         (AdaptivePPO, PPO, set(), RADIUS),
         (NPG, TRPO, KL_AND_LINE_SEARCH, ["actor_step_size", *NATURAL]),
     ],

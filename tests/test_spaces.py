@@ -10,15 +10,16 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
 from torch import nn
 
-from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
+from sb3_trustregion import NPG, AdaptiveTRPO
 from sb3_trustregion.core import surrogate
-from sb3_trustregion.core.search import StepStatus
+from sb3_trustregion.core.line_search import StepStatus
 from tests.environments import ACTION_SPACES, OBSERVATION_SPACES, POLICIES, VECTOR, maker, toy_vec_env
 from tests.helpers import (
     ALGORITHMS,
     MEASURING,
     N_ENVS,
     N_STEPS,
+    actor_names,
     actor_of,
     assert_healthy,
     assert_same,
@@ -68,8 +69,8 @@ def test_gsde(algorithm: type[Any], sde_sample_freq: int, policy_kwargs: dict[st
 
 def test_actor_is_known_by_what_it_does_not_by_its_name() -> None:
     model = make_model(AdaptiveTRPO, policy=OddlyNamedPolicy)
-    assert "mlp_extractor.value_free_actor.0.weight" in model.actor.names
-    assert not any("judge" in name or "value_net" in name for name in model.actor.names)
+    assert "mlp_extractor.value_free_actor.0.weight" in actor_names(model)
+    assert not any("judge" in name or "value_net" in name for name in actor_names(model))
 
 
 @each_algorithm
@@ -140,7 +141,7 @@ def test_critic_leaves_a_shared_extractor_to_the_actor(
     policy_kwargs = {"net_arch": [8], "share_features_extractor": True, **extractor}
     policy = POLICIES.get(observation, "MlpPolicy")
     model = make_model(algorithm, env, policy, policy_kwargs=policy_kwargs, n_critic_updates=20)
-    assert any(name.startswith("features_extractor") for name in model.actor.names)
+    assert any(name.startswith("features_extractor") for name in actor_names(model))
 
     for update in train(model):
         assert update.kl == pytest.approx(update.logged["train/kl_divergence"], rel=1e-2)
@@ -193,22 +194,13 @@ def wrapped(kind: str) -> VecEnv:
     return VecFrameStack(normalized, 3) if kind == "stacked" else normalized
 
 
-@pytest.mark.parametrize("n_reused_rollouts", [1, 3])
 @pytest.mark.parametrize("kind", ["plain", "normalized", "normalized_dict", "stacked"])
-def test_reused_rollouts_in_every_unit(kind: str, n_reused_rollouts: int) -> None:
-    policy = "MultiInputPolicy" if "dict" in kind else "MlpPolicy"
-    model = make_model(AdaptiveTRPO, wrapped(kind), policy, n_reused_rollouts=n_reused_rollouts)
-    updates = train(model, 5)
-    assert_healthy(model, updates)
-    assert updates[-1].logged["train/n_rollouts"] == n_reused_rollouts
-    assert updates[-1].logged["train/n_samples"] == n_reused_rollouts * N_STEPS * N_ENVS
-
-
-@pytest.mark.parametrize("kind", ["normalized", "normalized_dict", "stacked"])
-@pytest.mark.parametrize("algorithm", [NPG, AdaptivePPO])
-def test_normalized_environments(algorithm: type[Any], kind: str) -> None:
+@each_algorithm
+def test_wrapped_environments(algorithm: type[Any], kind: str) -> None:
     model = make_model(algorithm, wrapped(kind), "MultiInputPolicy" if "dict" in kind else "MlpPolicy")
-    assert_healthy(model, train(model))
+    updates = train(model)
+    assert_healthy(model, updates)
+    assert updates[-1].logged["train/n_samples"] == N_STEPS * N_ENVS
 
 
 @pytest.mark.slow
@@ -234,22 +226,13 @@ def _small_fisher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_small_fisher")
 @pytest.mark.parametrize("action", ACTION_SPACES)
-@pytest.mark.parametrize("n_reused_rollouts", [1, 3])
-def test_sub_sampling(n_reused_rollouts: int, action: str) -> None:
-    env = toy_vec_env(action_space=ACTION_SPACES[action])
-    arguments = {"sub_sampling_factor": 2, "fisher_sub_sampling_factor": 4, "n_reused_rollouts": n_reused_rollouts}
-    model = make_model(AdaptiveTRPO, env, **arguments)
-    updates = train(model, 4)
-    assert_healthy(model, updates)
-    assert updates[-1].logged["train/n_samples"] == n_reused_rollouts * N_STEPS * N_ENVS // 2
-
-
-@pytest.mark.usefixtures("_small_fisher")
-@pytest.mark.parametrize("factors", [(2, 1), (1, 4), (1, 1000)], ids=str)
-@pytest.mark.parametrize("algorithm", [NPG, AdaptiveTRPO])
-def test_each_sub_sampling_by_itself(algorithm: type[Any], factors: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "factors"), [(AdaptiveTRPO, (2, 4)), (AdaptiveTRPO, (2, 1)), (NPG, (1, 4)), (NPG, (1, 1000))], ids=str
+)
+def test_sub_sampling(algorithm: type[Any], factors: tuple[int, int], action: str) -> None:
     batch, fisher = factors
-    model = make_model(algorithm, sub_sampling_factor=batch, fisher_sub_sampling_factor=fisher)
+    env = toy_vec_env(action_space=ACTION_SPACES[action])
+    model = make_model(algorithm, env, sub_sampling_factor=batch, fisher_sub_sampling_factor=fisher)
     updates = train(model)
     assert_healthy(model, updates)
     assert updates[-1].logged["train/n_samples"] == N_STEPS * N_ENVS // batch
