@@ -41,7 +41,7 @@ def make(tmp_path: Path, is_evaluation: bool = False, **changes: Any) -> list[Ru
         ({"environment": {"n_envs": 0}}, "n_envs must be an integer >= 1, got 0"),
         ({"environment": {"n_env": 4}}, "environment must have entries among n_envs, normalize, .*, got n_env"),
         ({"backend": "jax"}, "backend must be one of 'gymnasium', 'envpool', got 'jax'"),
-        ({"tsks": []}, r"grid must have the entries output, .*, got \['tsks'\]"),
+        ({"tsks": []}, r"grid must have the entries variants, .*, got \['tsks'\]"),
         ({"seeds": 1000}, "seeds must be a list, got 1000"),
         ({"tasks": 5}, "tasks must be a list or a dict, got 5"),
         ({"environment": 4}, "environment must be a dict, got 4"),
