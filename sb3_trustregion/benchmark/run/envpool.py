@@ -22,7 +22,8 @@ class EnvPoolVecEnv(VecEnv):
     """
 
     def __init__(self, task: str, n_envs: int, **kwargs: Any) -> None:
-        self.task, self.kwargs = task, {"max_episode_steps": gym.spec(task).max_episode_steps, **kwargs}
+        limit = gym.spec(task).max_episode_steps
+        self.task, self.kwargs = task, ({} if limit is None else {"max_episode_steps": limit}) | kwargs
         env = gym.make(task)
         super().__init__(n_envs, env.observation_space, env.action_space)
         env.close()
