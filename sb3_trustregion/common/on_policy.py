@@ -166,7 +166,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
     ) -> bool:
         """Collect as in SB3, whose arguments these are; nothing that is not finite goes into policy or buffer."""
         with screened(env) as screen:
-            recording = RecordingCallback(self.recorder, callback, screen)
+            recording = RecordingCallback(self, callback, screen)
             return super().collect_rollouts(env, recording, rollout_buffer, n_rollout_steps)
 
     def learn(

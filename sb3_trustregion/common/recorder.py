@@ -153,15 +153,15 @@ class RecordingCallback(BaseCallback):
     """
     Lets the recorder see each step before the user's callback does.
 
-    :param recorder: what is fed
+    :param model: whose recorder is fed
     :param callback: the user's
     :param screen: beneath ``VecNormalize``, if there is one
     """
 
-    def __init__(self, recorder: Recorder, callback: BaseCallback, screen: Screen | None) -> None:
+    def __init__(self, model: OnPolicyAlgorithm, callback: BaseCallback, screen: Screen | None) -> None:
         super().__init__()
-        self.recorder, self.callback, self.screen = recorder, callback, screen
-        self.model = callback.model
+        self.model, self.callback, self.screen = model, callback, screen
+        self.recorder: Recorder = model.recorder  # type: ignore[attr-defined]
 
     def _aside(self) -> AbstractContextManager[None]:
         return nullcontext() if self.screen is None else self.screen.aside()

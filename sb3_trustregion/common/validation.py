@@ -81,6 +81,37 @@ def settle(model: Any, check: Callable[..., Any], *names: str, optional: bool = 
             setattr(model, name, check(name, value, **bounds))
 
 
+def settle_ppo(model: Any) -> None:
+    """
+    Settle what stock PPO has beyond other on-policy algorithms, but for its clip range.
+
+    :param model: which keeps its arguments as attributes
+    """
+    settle(model, check_integer, "n_epochs", at_least=1)
+    settle(model, check_integer, "batch_size", at_least=2 if model.normalize_advantage else 1)
+    settle(model, check_schedule, "clip_range_vf", optional=True, above=0.0, infinite=True)
+    settle(model, check_number, "ent_coef")
+    settle(model, check_number, "vf_coef", at_least=0.0)
+    settle(model, check_number, "max_grad_norm", at_least=0.0, infinite=True)
+
+
+def sizes_of_ppo(env: Any, normalize_advantage: Any, n_steps: Any, batch_size: Any) -> tuple[bool, int, int]:
+    """
+    Check what stock PPO's constructor divides by or asserts before anything else is asked.
+
+    :param env: the environment, or its name
+    :param normalize_advantage: as in the constructor, as are the others
+    :param n_steps: of a rollout
+    :param batch_size: of a mini-batch
+    :return: the three, as plain Python
+    """
+    normalize_advantage = check_bool("normalize_advantage", normalize_advantage)
+    at_least = 2 if normalize_advantage else 1
+    batch_size = check_integer("batch_size", batch_size, at_least)
+    n_steps = check_integer("n_steps", n_steps, at_least if getattr(env, "num_envs", 1) == 1 else 1)
+    return normalize_advantage, n_steps, batch_size
+
+
 def as_schedule(value: float | Callable[[float], float]) -> Callable[[float], float]:
     """A number or a schedule to a schedule, from the remaining progress (1 to 0) to a Python float."""
     if callable(value):
