@@ -14,8 +14,8 @@ evidence against it the radius grows, provided that gains hold on fresh data at 
 hurt, the sums say so at once; where little is promised any more, harm weighs more and it shrinks. What a single step
 promises on fresh data is mostly noise, hence a promise is what the step gained on its own batch times the reliability
 of such gains over the window. Where rewards or transitions drift, which shows in what the old policy would have gained
-or lost as well, steps are judged by their own share alone. That a ratio under noise must be relaxed by the noise is Sun & Nocedal 2022 (arXiv
-2201.00973); actual against predicted is Conn, Gould & Toint 2000, ch. 6.
+or lost as well, steps are judged by their own share alone. That a ratio under noise must be relaxed by the noise is
+Sun & Nocedal 2022 (arXiv 2201.00973); actual against predicted is Conn, Gould & Toint 2000, ch. 6.
 """
 
 import math
