@@ -131,21 +131,13 @@ def save_checkpoint(model: BaseAlgorithm, path: str | os.PathLike[str]) -> None:
 
 
 def checkpoints(folder: str | os.PathLike[str], name_prefix: str = "checkpoint") -> list[Path]:
-    """
-    :param folder: of the checkpoints
-    :param name_prefix: of their names
-    :return: complete checkpoints, oldest first
-    """
+    """The complete checkpoints in a folder, oldest first."""
     found = [(steps_of(path, name_prefix), path) for path in Path(folder).glob("*.zip")]
     return [path for steps, path in sorted(found) if steps >= 0]
 
 
 def steps_of(path: Path, name_prefix: str = "checkpoint") -> int:
-    """
-    :param path: of a file
-    :param name_prefix: of the names of checkpoints
-    :return: at how many steps it was written; -1 where its name is none of a checkpoint
-    """
+    """At how many steps a checkpoint was written, by its name; -1 where that is none of a checkpoint."""
     match = re.fullmatch(re.escape(name_prefix) + r"_(\d+)_steps\.zip", path.name)
     return int(match[1]) if match else -1
 
@@ -205,22 +197,14 @@ def _resumed(algorithm: type[Model], path: Path, state: dict[str, Any], env: Gym
 
 
 def restart_environments(model: BaseAlgorithm, seed: int) -> None:
-    """
-    Seed the training environments and have them reset before the next step.
-
-    :param model: the model
-    :param seed: of the first environment; the others follow
-    """
+    """Seed the training environments and have them reset before the next step."""
     assert model.env is not None
     model.env.seed(seed)
     model._last_obs = None
 
 
 def training_state(model: BaseAlgorithm) -> dict[str, Any]:
-    """
-    :param model: the model
-    :return: what the model itself does not save, in tensors and plain numbers
-    """
+    """What the model itself does not save, in tensors and plain numbers."""
     normalizer = model.get_vec_normalize_env()
     # Drawn from the step count, not from a generator: saving must not change what comes after.
     environment_seed = ((model.seed or 0) * 1_000_003 + model.num_timesteps) % 2**31

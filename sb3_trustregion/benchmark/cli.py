@@ -19,7 +19,6 @@ def main(argv: list[str] | None = None) -> int:
     """
     Run one of the commands.
 
-    :param argv: command and its arguments, by default those of the process
     :return: exit code: 0, 1 where runs failed, 2 where an argument is wrong, 130 where it was stopped
     """
     given = sys.argv[1:] if argv is None else argv

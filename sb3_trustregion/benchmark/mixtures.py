@@ -12,10 +12,7 @@ SETTINGS = ("n_envs", "normalize", "monitor_kwargs")
 
 
 def mixtures(records: Iterable[dict[str, Any]]) -> list[str]:
-    """
-    :param records: what is kept of each run
-    :return: what must be one and is several, for people
-    """
+    """What must be one in the records of all runs and is several, for people."""
     found: dict[str, set[str]] = {}
     for record in records:
         for name, value in _shared_properties(record):

@@ -101,12 +101,7 @@ class Results:
         return True
 
     def write(self, key: Key, files: dict[str, bytes]) -> None:
-        """
-        Put a run where it belongs, in place of a failed one, by renaming a folder that is complete.
-
-        :param key: task, variant and seed
-        :param files: contents by name
-        """
+        """Put a run where it belongs, in place of a failed one, by renaming a folder that is complete."""
         incoming = self.runs_folder / INCOMING / uuid.uuid4().hex
         incoming.mkdir(parents=True)
         for name, content in files.items():

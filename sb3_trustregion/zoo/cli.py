@@ -22,12 +22,7 @@ _MODULES = ("record_video", "push_to_hub", "load_from_hub")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """
-    Run one of RL Zoo's scripts, or the doctor.
-
-    :param argv: Command and its arguments, by default those of the process
-    :return: Exit code
-    """
+    """Run one of RL Zoo's scripts, or the doctor; arguments by default those of the process. Returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m sb3_trustregion.zoo",
         description=f"RL Zoo's scripts, which know {', '.join(ALGORITHMS)} here; "

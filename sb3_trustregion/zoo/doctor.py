@@ -31,12 +31,7 @@ class Finding(NamedTuple):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """
-    Print the report.
-
-    :param argv: Command-line arguments: none but ``--help``
-    :return: Exit code: 0 if all is well, 1 if not
-    """
+    """Print the report. Returns the exit code: 0 if all is well, 1 if not."""
     argparse.ArgumentParser(prog="python -m sb3_trustregion.zoo doctor", description=__doc__).parse_args(argv)
     healthy = True
     for title, findings in (

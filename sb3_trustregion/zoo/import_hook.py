@@ -32,14 +32,7 @@ class RegistrationFinder:
     def find_spec(
         self, fullname: str, path: "Sequence[str] | None", target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        """
-        Find one of the modules in :data:`REGISTRATION_STEPS`; leave all others to the finders that follow.
-
-        :param fullname: Absolute name of the module
-        :param path: ``__path__`` of the parent package, if there is one
-        :param target: The module that is being reloaded, if it is
-        :return: The specification that the finders behind this one give
-        """
+        """Find one of the modules in :data:`REGISTRATION_STEPS`; leave all others to the finders that follow."""
         if fullname not in REGISTRATION_STEPS:
             return None
         for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
@@ -76,11 +69,7 @@ class RegistrationFinder:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        """
-        Say what failed, once, and leave RL Zoo as it is.
-
-        :param error: What failed
-        """
+        """Say what failed, once, and leave RL Zoo as it is."""
         import warnings
 
         sys.meta_path.remove(self)

@@ -50,12 +50,7 @@ def register_hyperparameters() -> None:
 
 
 def hyperparameters_path(algorithm: str) -> Path:
-    """
-    Where the default hyperparameters of an algorithm are.
-
-    :param algorithm: RL Zoo's name of the algorithm
-    :return: Path of the YAML file: inside the package (wheel) or beside it (source checkout)
-    """
+    """The YAML file of an algorithm, by RL Zoo's name: inside the package (wheel) or beside it (source checkout)."""
     package = Path(__file__).parents[1]
     folders = [package / "hyperparams", package.parent / "hyperparams"]
     return next(filter(Path.is_dir, folders), folders[0]) / f"{algorithm}.yml"

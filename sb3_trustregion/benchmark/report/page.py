@@ -35,10 +35,7 @@ class Page:
         self._parts: list[str] = []
 
     def add(self, text: str, prefix: str = "") -> None:
-        """
-        :param text: plain but for backticks
-        :param prefix: what it is in Markdown: a heading, a note
-        """
+        """Add a text, plain but for backticks; ``prefix`` is what it is in Markdown: a heading, a note."""
         self._parts.append(prefix + html.escape(text, quote=False))
 
     def code(self, text: str) -> None:
@@ -52,11 +49,7 @@ class Page:
         self.add("\n".join(f"| {' | '.join(row)} |" for row in rows))
 
     def picture(self, name: str, figure: Figure, caption: str) -> None:
-        """
-        :param name: of its file, without suffix
-        :param figure: drawn; it is closed
-        :param caption: what is seen
-        """
+        """Save and show a figure, which is closed, by the name of its file without suffix."""
         # Without software or date, so that the same gives the same.
         figure.savefig(self.folder / f"{name}.png", dpi=90, bbox_inches="tight", metadata={"Software": None})
         plt.close(figure)

@@ -51,9 +51,8 @@ def read_references(path: Path = REFERENCES) -> dict[str, Reference]:
 
 def last_returns(timesteps: Array, returns: Array) -> float:
     """
-    :param timesteps: at the ends of the training episodes, not decreasing
-    :param returns: of the episodes
-    :return: mean over the last tenth, with all that ended together with the first of these; NaN where none ended
+    Mean return over the last tenth of the episodes, which ended at ``timesteps``, with all that ended together with the
+    first of these; NaN where none ended.
     """
     if len(returns) == 0:
         return np.nan

@@ -37,12 +37,9 @@ class Block:
 
 def make_block(collection: Collection, variants: list[Variant], references: Mapping[str, Reference]) -> Block:
     """
-    A failed run scores as the random policy does: to leave it out would favour what fails.
+    Scores of some variants on the tasks on which all of them have all seeds.
 
-    :param collection: the results
-    :param variants: which are compared
-    :param references: what scores 0 and 1 mean
-    :return: scores on the tasks on which all variants have all seeds
+    A failed run scores as the random policy does: to leave it out would favour what fails.
     """
     tasks, left_out = [], []
     for task in collection.tasks:
@@ -84,12 +81,7 @@ def improvement_probability(x: Array, y: Array) -> Array:
 
 
 def estimate(scores: Mapping[str, Any], function: Callable[..., Array], reps: int) -> Estimates:
-    """
-    :param scores: by label: an array, or arrays that are resampled apart from each other
-    :param function: from them to figures, shape (figures,)
-    :param reps: bootstrap samples
-    :return: the figures with their intervals
-    """
+    """Figures of scores by label, arrays or arrays that are resampled apart from each other, with their intervals."""
     # rliable draws from numpy's global generator: the same results give the same report.
     np.random.seed(0)  # noqa: NPY002
     return Estimates(*library.get_interval_estimates(dict(scores), function, reps=reps))

@@ -19,11 +19,7 @@ def number(value: float) -> str:
 
 
 def bold(table: pd.DataFrame, values: Array) -> pd.DataFrame:
-    """
-    :param table: texts
-    :param values: numbers of its first columns
-    :return: the same with the largest number of each column in bold, ties included; nobody's where it is -inf
-    """
+    """The same texts with the largest of each column in bold, ties included; nobody's where it is -inf."""
     best = np.fmax.reduce(values, axis=0, initial=-np.inf)
     marked = table.copy()
     for row, column in np.argwhere(np.isfinite(values) & (values == best)):
@@ -80,9 +76,7 @@ def decisions(collection: Collection) -> pd.DataFrame:
 
 def spread_over_radii(block: Block, families: Mapping[str, Mapping[float, str]]) -> pd.DataFrame:
     """
-    :param block: scores on the tasks where no run is missing
-    :param families: labels by label of the family and factor on the initial radius
-    :return: largest minus smallest mean score of the final policies over the factors, a row per family
+    Largest minus smallest mean score of the final policies over the factors on the initial radius, a row per family.
     """
     rows = {}
     for family, members in families.items():

@@ -88,14 +88,7 @@ class EnvPoolVecEnv(VecEnv):
 
 
 def make_vec_env(manager: ExperimentManager, task: str, env_fns: list[Any]) -> VecEnv:
-    """
-    In the place of a class of vectorised environments in RL Zoo's manager.
-
-    :param manager: of the run
-    :param task: id of the environment
-    :param env_fns: what would make as many with Gymnasium
-    :return: monitored environments of EnvPool
-    """
+    """EnvPool's environments, monitored, in the place of a class of vectorised environments in RL Zoo's manager."""
     if manager.env_wrapper is not None:
         raise ValueError("env_wrapper must be None with backend 'envpool'")
     return VecMonitor(EnvPoolVecEnv(task, len(env_fns), **manager.env_kwargs))

@@ -26,11 +26,7 @@ SHOWN_DIFFERENCES = 5
 
 
 def read_grid(path: Path) -> dict[str, Any]:
-    """
-    :param path: a YAML file
-    :return: its entries, ``output`` relative to the file, and the file's name without suffix where it is missing
-    :raises ValueError: where it is no such file
-    """
+    """Entries of a YAML file, ``output`` relative to it, and its name without suffix where ``output`` is missing."""
     try:
         values = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -44,9 +40,8 @@ def read_grid(path: Path) -> dict[str, Any]:
 
 def make_specs(values: dict[str, Any], is_evaluation: bool = False) -> tuple[list[RunSpec], list[str]]:
     """
-    :param values: entries as in a file
-    :param is_evaluation: whether the seeds are those kept for claims
-    :return: the runs, those of the first seed first; and what is left out for want of tuned hyperparameters
+    The runs of a grid, those of the first seed first; and what is left out for want of tuned hyperparameters.
+
     :raises ValueError: where something in the grid is unknown or out of range
     """
     values = DEFAULTS | {name: value for name, value in values.items() if value is not None}
@@ -161,12 +156,7 @@ def _spec(values: dict[str, Any], task: str, variant: Variant, seed: int) -> Run
 
 
 def check_results(specs: list[RunSpec], results: Results, rerun_outdated: bool) -> None:
-    """
-    :param specs: the runs that are wanted
-    :param results: what is there
-    :param rerun_outdated: whether results of other versions give way to new ones
-    :raises ValueError: where results of other versions would be mixed with them
-    """
+    """A ``ValueError`` where results of other versions would be mixed with the runs that are wanted."""
     wanted = {spec.key for spec in specs} if rerun_outdated else set()
     kept = [run.record for run in results.all() if run.key not in wanted]
     mixed = mixtures([*(spec.record for spec in specs), *kept])

@@ -24,11 +24,8 @@ OF_THE_RUN = {"n_timesteps", "env", "seed", "verbose", "device", "tensorboard_lo
 
 def resolve(variant: Variant, task: str, n_timesteps: int, environment: dict[str, Any]) -> dict[str, Any] | None:
     """
-    :param variant: the competitor
-    :param task: id of the environment
-    :param n_timesteps: length of the run
-    :param environment: what everyone shares on a task: number of environments, normalisation, wrappers
-    :return: hyperparameters; None where the variant takes the task's own entry and the file has none
+    Hyperparameters of a run, with what everyone shares on a task (number of environments, normalisation, wrappers);
+    None where the variant takes the task's own entry and the file has none.
     """
     if variant.per_task:
         entry = task_entry(variant.config, task)
@@ -43,11 +40,7 @@ def resolve(variant: Variant, task: str, n_timesteps: int, environment: dict[str
 
 
 def task_entry(config: str, task: str) -> dict[str, Any] | None:
-    """
-    :param config: name of a hyperparameter file
-    :param task: id of an environment
-    :return: its entry, or that of the ``-v4`` of a ``-v5``, which RL Zoo's files lack; None where there is none
-    """
+    """A task's entry in a hyperparameter file, or that of the ``-v4`` of a ``-v5``, which RL Zoo's files lack."""
     entries = _entries(config)
     entry = entries.get(task)
     if entry is None and task.endswith("-v5"):
@@ -101,9 +94,7 @@ def accepted_arguments(algorithm: str) -> set[str]:
 
 def derive_variant(name: str, definition: Any) -> Variant:
     """
-    :param name: of a variant that a grid file defines
-    :param definition: ``base``, the name of a variant, and ``hyperparameters``, what differs
-    :return: the variant
+    The variant that a grid file defines by ``base``, the name of a variant, and ``hyperparameters``, what differs.
     """
     if not isinstance(definition, dict) or set(definition) - {"base", "hyperparameters", "label"}:
         raise ValueError(f"variant {name!r} must be defined by base, hyperparameters and label, got {definition!r}")

@@ -22,11 +22,7 @@ SIMULATORS = {"mujoco": "mujoco", "box2d": "Box2D"}
 
 
 def package_versions(entry_point: str, backend: str = GYMNASIUM) -> dict[str, str]:
-    """
-    :param entry_point: of the task, as in Gymnasium's registry
-    :param backend: whose environments
-    :return: versions of Python and of the packages that decide what a run gives
-    """
+    """Versions of Python and of the packages that decide what a run gives."""
     names = {*DISTRIBUTIONS, backend, *(package for word, package in SIMULATORS.items() if word in entry_point)}
     versions = {"python": ".".join(platform.python_version_tuple()[:2])}
     for name in sorted(names):
@@ -39,10 +35,7 @@ def package_versions(entry_point: str, backend: str = GYMNASIUM) -> dict[str, st
 
 
 def module_hashes(variant: Variant) -> dict[str, str]:
-    """
-    :param variant: the competitor
-    :return: hash of each module that decides what it gives by name, comments and docstrings aside; none of stock's
-    """
+    """Hash of each of our modules that decides what a variant gives, by name, comments and docstrings aside."""
     if variant.is_stock:
         return {}
     if variant.algorithm not in ALGORITHMS:

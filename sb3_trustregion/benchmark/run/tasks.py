@@ -14,10 +14,7 @@ N_EPISODES = 100
 
 
 def check_task(task: str) -> None:
-    """
-    :param task: id of an environment
-    :raises ValueError: where Gymnasium does not know it or cannot make it
-    """
+    """A ``ValueError`` where Gymnasium does not know the task or cannot make it."""
     if not isinstance(task, str) or task not in gym.registry:
         close = difflib.get_close_matches(str(task), gym.registry, n=3)
         hint = f" (did you mean {', '.join(close)}?)" if close else ""
@@ -29,10 +26,7 @@ def check_task(task: str) -> None:
 
 
 def check_envpool(tasks: Iterable[str]) -> None:
-    """
-    :param tasks: ids of environments
-    :raises ValueError: where EnvPool lacks one
-    """
+    """A ``ValueError`` where EnvPool lacks one of the tasks."""
     import envpool
 
     unknown = sorted(set(tasks) - set(envpool.list_all_envs()))

@@ -78,11 +78,7 @@ class Recorder(BaseCallback):
 
 
 def main(folder: Path, steps_file: str = "") -> int:
-    """
-    :param folder: has the specification of a run, gets the results
-    :param steps_file: where to tell how far training is
-    :return: exit code
-    """
+    """Carry out the run that a folder specifies and put the results there; ``steps_file`` tells how far training is."""
     threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
     os.chdir(folder)  # simulators leave logs where they are
     result = folder / RESULT_FOLDER
@@ -116,12 +112,7 @@ def _mismatch(spec: RunSpec) -> str:
 
 
 def run(spec: RunSpec, zoo_folder: Path, result: Path, steps_file: str = "") -> None:
-    """
-    :param spec: the run
-    :param zoo_folder: for what RL Zoo writes
-    :param result: gets the files of the result
-    :param steps_file: where to tell how far training is
-    """
+    """Carry out one run: what RL Zoo writes goes into ``zoo_folder``, the result's files into ``result``."""
     th.set_num_threads(1)
     manager, model = set_up(spec, zoo_folder)
     recorder = Recorder(steps_file)
@@ -149,11 +140,7 @@ def run(spec: RunSpec, zoo_folder: Path, result: Path, steps_file: str = "") -> 
 
 
 def set_up(spec: RunSpec, folder: Path) -> tuple[ExperimentManager, OnPolicyAlgorithm]:
-    """
-    :param spec: the run
-    :param folder: for what RL Zoo writes
-    :return: what ``rl_zoo3.train`` makes, with a hyperparameter file of this run alone
-    """
+    """What ``rl_zoo3.train`` makes, with a hyperparameter file of this run alone."""
     algorithms()
     folder.mkdir()
     config = folder / "hyperparameters.yml"
@@ -199,12 +186,7 @@ def _judge(spec: RunSpec) -> dict[str, Any]:
 
 
 def evaluate(manager: ExperimentManager, model: BaseAlgorithm, seed: int) -> tuple[list[float], list[int]]:
-    """
-    :param manager: RL Zoo's
-    :param model: after training
-    :param seed: of the run
-    :return: raw returns and lengths of episodes of the final policy, not of the best checkpoint
-    """
+    """Raw returns and lengths of episodes of the final policy, not of the best checkpoint."""
     env = manager.create_envs(N_EVAL_ENVS, eval_env=True, no_log=True)
     trained_in = model.get_env()
     assert trained_in is not None
