@@ -10,6 +10,7 @@ ALGORITHMS: dict[str, str] = {
     "npg": "NPG",
     "adaptive_trpo": "AdaptiveTRPO",
     "adaptive_ppo": "AdaptivePPO",
+    "penalty_ppo": "PenaltyPPO",
 }
 
 # Not `from typing import TYPE_CHECKING`, which takes longer than the rest of the start-up hook.
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # for type checkers, which read no tables
     from sb3_trustregion.adaptive_ppo import AdaptivePPO as AdaptivePPO
     from sb3_trustregion.adaptive_trpo import AdaptiveTRPO as AdaptiveTRPO
     from sb3_trustregion.npg import NPG as NPG
+    from sb3_trustregion.penalty_ppo import PenaltyPPO as PenaltyPPO
 
 _MODULES = {"__version__": "_version"} | {class_name: name for name, class_name in ALGORITHMS.items()}
 

@@ -13,7 +13,7 @@ from sb3_trustregion.common.judge import Judge, Snapshot, Verdict, make_judge, r
 from sb3_trustregion.common.learning_data import LEAST_SAMPLES, make_batch, replace_faulty_samples
 from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, find_actor
 from sb3_trustregion.common.update_log import log_update, of_evaluation
-from sb3_trustregion.common.validation import check_bool, check_integer, check_number, check_schedule, settle
+from sb3_trustregion.common.validation import check_number, check_schedule, settle, settle_ppo, sizes_of_ppo
 from sb3_trustregion.core.batch import Batch
 from sb3_trustregion.core.conjugate_gradient import conjugate_gradient
 from sb3_trustregion.core.functional import uncompiled
@@ -104,11 +104,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         judge_class: type[Judge] | None = None,
         judge_kwargs: dict[str, Any] | None = None,
     ) -> None:
-        # PPO divides by one and asserts the other before anything else is asked.
-        normalize_advantage = check_bool("normalize_advantage", normalize_advantage)
-        at_least = 2 if normalize_advantage else 1
-        batch_size = check_integer("batch_size", batch_size, at_least)
-        n_steps = check_integer("n_steps", n_steps, at_least if getattr(env, "num_envs", 1) == 1 else 1)
+        normalize_advantage, n_steps, batch_size = sizes_of_ppo(env, normalize_advantage, n_steps, batch_size)
         super().__init__(
             policy,
             env,
@@ -149,13 +145,8 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
 
     def _validate(self) -> None:
         super()._validate()
-        settle(self, check_integer, "n_epochs", at_least=1)
-        settle(self, check_integer, "batch_size", at_least=2 if self.normalize_advantage else 1)
+        settle_ppo(self)
         settle(self, check_schedule, "clip_range", at_least=0.0, infinite=True)
-        settle(self, check_schedule, "clip_range_vf", optional=True, above=0.0, infinite=True)
-        settle(self, check_number, "ent_coef")
-        settle(self, check_number, "vf_coef", at_least=0.0)
-        settle(self, check_number, "max_grad_norm", at_least=0.0, infinite=True)
         settle(self, check_number, "target_kl", optional=True, at_least=0.0, infinite=True)
         rule = rule_of(self)
         if not rule.minimum <= 1.0 <= rule.maximum:

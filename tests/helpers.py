@@ -35,7 +35,7 @@ State = dict[str, th.Tensor]
 
 def make_model(algorithm: type[Any], env: VecEnv | None = None, policy: Any = "MlpPolicy", **kwargs: Any) -> Any:
     """A model whose updates take milliseconds; arguments as in its constructor."""
-    is_ppo = "clip_range" in inspect.signature(algorithm).parameters
+    is_ppo = "n_epochs" in inspect.signature(algorithm).parameters
     # Enough for PPO that its clip range matters.
     epochs = {"n_epochs": 4, "learning_rate": 1e-2} if is_ppo else {"n_critic_updates": 2}
     defaults = {"n_steps": N_STEPS, "batch_size": 32, "seed": 0, "device": "cpu", "policy_kwargs": {"net_arch": [8]}}

@@ -79,6 +79,8 @@ class StockModel:
         """
         same_loss = (self.is_ppo and "n_epochs" in accepted) or (self.is_trpo and "cg_damping" in accepted)
         names = (accepted & STOCK_ARGUMENTS & self.data.keys()) - OF_THE_RUN - (set() if same_loss else OF_THE_LOSS)
+        if self.is_ppo and "clip_range" not in accepted:
+            names.discard("target_kl")  # there it ends the epochs
         return {name: self.data[name] for name in names}
 
 

@@ -120,8 +120,8 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         Go on from an agent that stock PPO, A2C or TRPO has trained: its policy, its critic, its settings.
 
         Settings that keep their meaning are taken over. The optimiser's state is taken over from PPO to ``AdaptivePPO``
-        alone: elsewhere it belonged to another loss. For ``VecNormalize``, hand over an ``env`` with the saved
-        statistics.
+        and ``PenaltyPPO`` alone: elsewhere it belonged to another loss. For ``VecNormalize``, hand over an ``env`` with
+        the saved statistics.
 
         :param path: the file that ``save`` wrote, or a file-like
         :param env: the environment to go on in
@@ -139,7 +139,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         stock.check_spaces(env)
         model = cls(env=env, device=device, **arguments)
         model.policy.load_state_dict(stock.parameters["policy"])
-        if stock.is_ppo and "clip_range" in accepted:
+        if stock.is_ppo and "n_epochs" in accepted:
             model.policy.optimizer.load_state_dict(stock.parameters["policy.optimizer"])
         return model
 

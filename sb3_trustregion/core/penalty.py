@@ -1,0 +1,119 @@
+"""The terms of PPO's loss with a KL penalty in place of clipping, and how the weight of that penalty adapts."""
+
+from typing import NamedTuple
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
+from torch.nn import functional as F
+
+from sb3_trustregion.core.distributions import (
+    Observations,
+    Parameters,
+    distribution_parameters,
+    kl_divergence,
+    preserved_distribution,
+)
+from sb3_trustregion.core.functional import uncompiled
+
+# Beyond these C is as good as none, or as a standstill; back from there it takes some twenty updates.
+LEAST_WEIGHT, LARGEST_WEIGHT = 1e-4, 1e6
+
+
+class Terms(NamedTuple):
+    """
+    Of the loss of a mini-batch, scalar tensors.
+
+    :param policy: -mean of r·Â
+    :param value: mean squared error of the critic
+    :param entropy: -mean entropy
+    :param kl: mean KL(old‖new), nats, joint over action dimensions
+    """
+
+    policy: th.Tensor
+    value: th.Tensor
+    entropy: th.Tensor
+    kl: th.Tensor
+
+
+def loss_terms(
+    policy: ActorCriticPolicy,
+    samples: RolloutBufferSamples,
+    old: Parameters,
+    normalize_advantage: bool,
+    clip_range_vf: float | None,
+) -> Terms:
+    """
+    As stock PPO has them, but for the clipping of r = π(a|s)/π_old(a|s).
+
+    :param policy: π, attached to the graph
+    :param samples: of a mini-batch
+    :param old: parameters of the action distributions of π_old in its states
+    :param normalize_advantage: whether advantages are brought to mean zero and unit variance
+    :param clip_range_vf: how far values may move, None for any distance
+    :return: the terms
+    """
+    policy, actions, advantages = uncompiled(policy), samples.actions, samples.advantages
+    if isinstance(policy.action_space, spaces.Discrete):
+        actions = actions.long().flatten()
+    with preserved_distribution(policy):
+        values, log_probs, entropy = policy.evaluate_actions(samples.observations, actions)
+        new = policy.action_dist  # which holds what was evaluated, unless the user's policy has another way
+        if new.distribution is None or not th.equal(new.log_prob(actions), log_probs):
+            new = policy.get_distribution(samples.observations)
+        kl = kl_divergence(new, old, distribution_parameters(new)).mean()
+    if normalize_advantage and len(advantages) > 1:
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    values = values.flatten()
+    if clip_range_vf is not None:
+        values = samples.old_values + th.clamp(values - samples.old_values, -clip_range_vf, clip_range_vf)
+    return Terms(
+        policy=-(advantages * th.exp(log_probs - samples.old_log_prob)).mean(),
+        value=F.mse_loss(samples.returns, values),
+        entropy=log_probs.mean() if entropy is None else -entropy.mean(),
+        kl=kl,
+    )
+
+
+@th.no_grad()
+def outputs_of(policy: ActorCriticPolicy, observations: Observations) -> Parameters:
+    """
+    :param policy: the policy
+    :param observations: n observations
+    :return: parameters of the action distributions, batch first
+    """
+    policy = uncompiled(policy)
+    with preserved_distribution(policy):
+        return distribution_parameters(policy.get_distribution(observations))
+
+
+@th.no_grad()
+def mean_kl(policy: ActorCriticPolicy, observations: Observations, old: Parameters) -> th.Tensor:
+    """
+    :param policy: the policy after an update
+    :param observations: n observations
+    :param old: what ``outputs_of`` gave before it
+    :return: mean KL(old‖new), nats, joint over action dimensions; NaN where the policy gives no proper distribution
+    """
+    try:
+        return kl_divergence(policy.action_dist, old, outputs_of(policy, observations)).mean()
+    except ValueError:  # torch.distributions refuses parameters that are not finite
+        return th.tensor(th.nan)
+
+
+def adapted(weight: float, ratio: float, tolerance: float, factor: float) -> float:
+    """
+    Schulman et al. 2017, section 4.
+
+    :param weight: C
+    :param ratio: of the KL that an update with it has led to, to the KL that it was to have; NaN counts as too high
+    :param tolerance: how far from 1 the ratio may be, 1.5 in the paper
+    :param factor: by which C grows or shrinks, 2 in the paper
+    :return: C for the next update
+    """
+    if ratio < 1.0 / tolerance:
+        weight /= factor
+    elif not ratio <= tolerance:
+        weight *= factor
+    return min(max(weight, LEAST_WEIGHT), LARGEST_WEIGHT)
