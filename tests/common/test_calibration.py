@@ -24,7 +24,7 @@ from sb3_trustregion.core.radius import RadiusRule
 from tests.common.rollouts import ACTOR
 
 N_ENVS, GAMMA = 4, 0.99
-N_RUNS, N_UPDATES = 14, 10
+N_RUNS, N_UPDATES = 10, 10
 PROMISE = Promise(gain=1.0, gain_stderr=0.5, linear_gain=1.5, reliability=0.25, length=0.1, used_radius=True)
 
 Array = npt.NDArray[Any]

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sb3_trustregion.core.improvement import Improvement, Promise
+from sb3_trustregion.core.improvement import Attribution, Estimate, Improvement, Promise
 from sb3_trustregion.core.radius import (
     GROWTH,
     LEAST_RELIABILITY,
@@ -57,6 +57,12 @@ def step(
 def with_promise(measured: Improvement, **changes: Any) -> Improvement:
     """The same with another promise."""
     return measured._replace(promise=measured.promise._replace(**changes))
+
+
+def shared(own: float, change: float, **changes: Any) -> Improvement:
+    """A step of whose improvement some is the environment's, each known to 0.1."""
+    whose = Attribution(Estimate(own, 0.1), Estimate(change, 0.1))
+    return step(actual=own + change, **changes)._replace(attribution=whose)
 
 
 # The table
@@ -254,7 +260,7 @@ def test_small_gains_that_hold_let_it_grow() -> None:
 def some_state() -> TrustRegionState:
     state = replace(START, radius=1.0)
     for i in range(20):
-        state = update_radius(state, step(actual=math.sin(i), predicted=math.pi / (i + 1)), RULE)
+        state = update_radius(state, shared(own=math.sin(i), change=0.1, predicted=math.pi / (i + 1)), RULE)
     return state
 
 
@@ -679,6 +685,49 @@ def test_7_a_bound_is_no_end() -> None:
             s = math.sqrt(2.0 * state.radius)
             state = update_radius(state, step(actual=actual * s, predicted=s, gain=s, length=s), rule)
         assert state.radius == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "change", "undone"),
+    [
+        (0.0, -9.0, False),  # the environment's
+        (1.0, -9.0, False),
+        (-9.0, -9.0, True),  # of both: the step answers for its own
+        (-9.0, 0.0, True),
+        (-0.2, -0.2, True),  # no change that is significant
+    ],
+)
+def test_a_loss_that_is_the_environments_is_not_undone(own: float, change: float, undone: bool) -> None:
+    assert update_radius(START, shared(own, change), RULE).rolled_back == undone
+    assert update_radius(START, step(actual=own + change), RULE).rolled_back
+
+
+def test_what_a_changing_environment_takes_is_not_held_against_steps() -> None:
+    with_change, without, blamed = START, START, START
+    for _ in range(5):
+        with_change = update_radius(with_change, shared(own=1.0, change=-3.0), RULE)
+        without = update_radius(without, step(actual=1.0), RULE)
+        blamed = update_radius(blamed, step(actual=-2.0), replace(RULE, rollback_z=None))
+        assert with_change.environment_changes
+        assert with_change.gained_by_steps == pytest.approx(without.gained)
+    assert with_change.radius == without.radius == pytest.approx(START.radius * GROWTH**5)
+    assert blamed.radius < START.radius
+    assert with_change.actual < 0.0  # what is told is what was measured
+
+
+def test_nor_is_what_it_gives_put_down_to_them() -> None:
+    state = START
+    for _ in range(5):
+        state = update_radius(state, shared(own=0.0, change=3.0), RULE)
+    assert state.radius < START.radius
+
+
+def test_an_environment_that_does_not_change_is_not_allowed_for() -> None:
+    state = START
+    for i in range(20):
+        state = update_radius(state, shared(own=0.5, change=0.05 * (-1) ** i), RULE)
+    assert not state.environment_changes
+    assert state.gained_by_steps == state.gained
 
 
 @both_regimes
