@@ -1,5 +1,6 @@
 # make train        train an agent (ALGO, ENV, SEED, ARGS), then: make enjoy
 # make test         run the tests;  also: lint, type, format, build, clean
+# make docs         the site, into build/docs; warnings are errors, no internet
 # make bench-speed  time updates beside the stock algorithms, a few minutes
 # make constraints  pin the newest versions that work together
 
@@ -13,13 +14,15 @@ SEED ?= 0
 LOGS ?= logs
 ARGS ?=
 
-TORCH := $(shell grep '^torch==' constraints.txt)
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Other versions than those that are pinned: make test VENV=.venv-lowest CONSTRAINTS=.github/lowest.txt
+CONSTRAINTS ?= constraints.txt
+TORCH := $(or $(shell grep '^torch==' $(CONSTRAINTS)),torch)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 # More threads than that make small networks slower, and results depend on the number.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: train enjoy test lint type format build bench-speed constraints clean
+.PHONY: train enjoy test lint type format docs build bench-speed constraints clean
 
 train: $(VENV)/.installed-envs
 	$(BIN)/python -m rl_zoo3.train --algo $(ALGO) --env $(ENV) --log-folder $(LOGS) --seed $(SEED) --progress $(ARGS)
@@ -41,10 +44,16 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --builder html docs build/docs
+	@echo build/docs/index.html
+
+# The wheel is built from the sdist, which must hold all that it needs.
 build: $(VENV)/.installed-dev
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
+	$(BIN)/python .ci/check_dist.py dist
 
 bench-speed: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.speed $(ARGS)
@@ -65,7 +74,7 @@ clean:
 	rm -rf $(VENV) .venv-constraints build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage* htmlcov
 
 # torch comes first and alone, so that nothing else decides which build of it is taken.
-$(VENV)/.installed-torch: constraints.txt
+$(VENV)/.installed-torch: $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
 	touch $@
@@ -76,4 +85,8 @@ $(VENV)/.installed-envs: $(VENV)/.installed-torch pyproject.toml startup/sb3_tru
 
 $(VENV)/.installed-dev: $(VENV)/.installed-torch pyproject.toml startup/sb3_trustregion.pth
 	$(INSTALL) --editable ".[envs,bench,dev]"
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed-torch pyproject.toml startup/sb3_trustregion.pth
+	$(INSTALL) --editable ".[docs]"
 	touch $@

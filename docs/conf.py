@@ -1,8 +1,10 @@
 """The site: ``make docs``. No internet is needed to build or to read it."""
 
 from importlib.metadata import version as version_of
+from typing import TYPE_CHECKING
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:  # tests read this file too
+    from sphinx.application import Sphinx
 
 project = "sb3_trustregion"
 author = "sb3_trustregion contributors"
@@ -47,12 +49,12 @@ def in_two_columns(text: str) -> str:
     return "\n".join([*lines, "", *footnotes, ""])
 
 
-def _narrow(app: Sphinx, page: str, source: list[str]) -> None:
+def _narrow(app: "Sphinx", page: str, source: list[str]) -> None:
     if page == "faults":
         source[0] = in_two_columns(source[0])
 
 
-def setup(app: Sphinx) -> None:
+def setup(app: "Sphinx") -> None:
     """
     Add what is ours to Sphinx.
 

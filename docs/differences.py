@@ -20,15 +20,18 @@ START, END = "<!-- differences: begin -->\n", "<!-- differences: end -->\n"
 NOTES = {
     "learning_rate": "of the critic in the TRPO family; four times stock's for mini-batches four times as large",
     "batch_size": "of the critic's fit in the TRPO family: about the same loss in a third of the time",
-    "target_kl": "bounds a step in TRPO; for ours it is where the radius starts; PPO stops its epochs by it",
+    "target_kl": (
+        "a step's bound in TRPO, where the radius starts in AdaptiveTRPO; PPO stops its epochs by it; "
+        "for PenaltyPPO the KL that an update is to have"
+    ),
     "clip_range": "for AdaptivePPO where it starts: ε is this times an adapted factor",
-    "normalize_advantage": "TRPO scales to unit variance; AdaptiveTRPO only centres, so that ρ is in units of the reward",
+    "normalize_advantage": "TRPO scales to unit variance; AdaptiveTRPO only centres: ρ is in units of the reward",
     "radius_bounds": "nats per action dimension; for AdaptivePPO of the factor on ε",
     "radius_rule": "`noise_aware`, `textbook`, `fixed`, or a function of your own",
     "improvement_estimator": "`rollout`, `episodes` or `surrogate`",
     "rollback_z": "a step worse by more than so many standard errors is undone; None: never",
     "fisher_sub_sampling_factor": "the Fisher matrix is over one in so many states, 256 at least",
-    "cg_residual_tol": "conjugate gradient stops at this relative residual; stock's goes on to 1e-10 of the squared one",
+    "cg_residual_tol": "where conjugate gradient stops, ‖residual‖/‖g‖; stock's stops at ‖residual‖² < 1e-10",
     "actor_step_size": "α of a fixed step",
     "judge_class": "a subclass of `common.judge.Judge`, as `rollout_buffer_class` is one of SB3's buffer",
     "judge_kwargs": "further arguments of its constructor",
@@ -84,7 +87,10 @@ def table() -> str:
     """:return: the table, in Markdown"""
     heads = [algorithm.__name__ for algorithm in algorithms()]
     stock = {TRPO.__name__: "sb3_contrib.TRPO", PPO.__name__: "stable_baselines3.PPO"}
-    lines = [f"| argument | {' | '.join(f'`{stock.get(head, head)}`' for head in heads)} | |", "|---" * (len(heads) + 2) + "|"]
+    lines = [
+        f"| argument | {' | '.join(f'`{stock.get(head, head)}`' for head in heads)} | |",
+        "|---" * (len(heads) + 2) + "|",
+    ]
     every = [defaults(algorithm) for algorithm in algorithms()]
     for name in differing():
         cells = " | ".join(one.get(name, "–") for one in every)

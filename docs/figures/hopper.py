@@ -1,8 +1,8 @@
 """
-The two figures of ``one_run.png`` and ``three_radii.png``: AdaptiveTRPO on Hopper-v5, one seed, from three initial radii.
+``one_run.png`` and ``three_radii.png``: AdaptiveTRPO on Hopper-v5, one seed, from three initial radii.
 
-``python docs/figures/hopper.py`` draws them from ``hopper.csv``; ``python docs/figures/hopper.py --run`` makes that file
-anew, in a few minutes on one core. One seed shows how the algorithm works, not how well.
+``python docs/figures/hopper.py`` draws them from ``hopper.csv``; with ``--run`` it makes that file anew, in a few
+minutes on one core. One seed shows how the algorithm works, not how well.
 """
 
 import sys
