@@ -161,8 +161,7 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
         ratio = self._ratio(mean_kl(policy, samples.observations, old), old)
         if not math.isfinite(ratio) or not is_finite(snapshot(policy)):
             before.restore(policy, with_statistics=True)
-            self.penalty = adapted(self.penalty, math.inf, self.kl_tolerance, self.kl_coef_factor)
-            return self._refuse("the update left the finite numbers")
+            return self._refuse("the update left the finite numbers", math.inf)
         if fault is not None:
             raise fault
         status = StepStatus.ACCEPTED if actor.names else StepStatus.INVALID
@@ -214,7 +213,8 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
         """A joint KL over ``target_kl``."""
         return kl.item() / (dimensions(self.policy.action_dist, old) * self.target_kl)
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, reason: str, ratio: float = 1.0) -> None:
         """No update is made."""
         log_update(self, StepStatus.INVALID, None, kl_coef=self.penalty)
+        self.penalty = adapted(self.penalty, ratio, self.kl_tolerance, self.kl_coef_factor)
         refuse(self, reason, lasting=True)

@@ -58,8 +58,10 @@ def loss_terms(
     if isinstance(policy.action_space, spaces.Discrete):
         actions = actions.long().flatten()
     with preserved_distribution(policy):
+        new = policy.action_dist
+        new.distribution = None  # type: ignore[assignment]
         values, log_probs, entropy = policy.evaluate_actions(samples.observations, actions)
-        new = policy.action_dist  # which holds what was evaluated, unless the user's policy has another way
+        # By now that holds what was evaluated, unless the user's policy has its own ways.
         if new.distribution is None or not th.equal(new.log_prob(actions), log_probs):
             new = policy.get_distribution(samples.observations)
         kl = kl_divergence(new, old, distribution_parameters(new)).mean()
