@@ -186,8 +186,9 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
                 mini_batch = type(samples)(*(take(part, index) for part in samples))  # type: ignore[arg-type]
                 old_outputs = tuple(output[index] for output in old)
                 terms = loss_terms(self.policy, mini_batch, old_outputs, self.normalize_advantage, clip_range_vf)
-                loss = terms.policy + self.ent_coef * terms.entropy + self.vf_coef * terms.value
-                loss = loss + self.penalty * terms.kl
+                loss = terms.policy + self.vf_coef * terms.value + self.penalty * terms.kl
+                if self.ent_coef != 0.0:  # nor is the entropy always finite: of a masked Bernoulli it is NaN
+                    loss = loss + self.ent_coef * terms.entropy
                 losses.append(th.stack([loss.float(), terms.policy, terms.value, terms.entropy]).detach())
                 if self.early_stop is not None and self._ratio(terms.kl, old) > self.early_stop:
                     break

@@ -15,7 +15,7 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
+from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO, PenaltyPPO
 from sb3_trustregion.common.judge import Judge, Snapshot
 from sb3_trustregion.common.learning_data import Rollout
 from sb3_trustregion.core.functional import uncompiled
@@ -24,7 +24,7 @@ from sb3_trustregion.core.line_search import StepStatus
 from sb3_trustregion.core.parameters import actor_parameters
 from tests.environments import toy_vec_env
 
-ALGORITHMS = (NPG, AdaptiveTRPO, AdaptivePPO)
+ALGORITHMS = (NPG, AdaptiveTRPO, AdaptivePPO, PenaltyPPO)
 MEASURING = (AdaptiveTRPO, AdaptivePPO)
 N_STEPS = 32
 N_ENVS = 2

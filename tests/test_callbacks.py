@@ -19,7 +19,7 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
+from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO, PenaltyPPO
 from sb3_trustregion.core.line_search import StepStatus
 from tests.environments import ACTION_SPACES, toy_vec_env
 from tests.helpers import (
@@ -78,7 +78,7 @@ def test_stopped_early_and_gone_on(algorithm: type[Any]) -> None:
     updates = train(model, 3, reset_num_timesteps=False)
     assert_healthy(model, updates)
     assert len(updates) == 3
-    if algorithm is not NPG:
+    if algorithm in MEASURING:
         # The environments went on where they were, and so did the policy: the step from before is judged after all.
         assert "train/rho" in updates[0].logged
     assert_healthy(model, train(model, 2))
@@ -188,24 +188,21 @@ def test_saved_in_the_middle_of_a_rollout(tmp_path: Path, algorithm: type[Any]) 
 
 
 # What the package's documentation explains; one test knows all the names.
-COMMON = {
-    "step_status",
-    "n_invalid",
-    "n_faulty_steps",
-    "kl_divergence",
-    "policy_objective",
-    "same_batch_ratio",
-    "value_loss",
-}
+COMMON = {"step_status", "n_invalid", "n_faulty_steps", "kl_divergence", "value_loss"}
 COMMON |= {"explained_variance", "n_updates", "learning_rate"}
-NATURAL = {"cg_steps", "cg_residual", "n_samples"}
+OF_SURROGATE = {"policy_objective", "same_batch_ratio"}
+NATURAL = OF_SURROGATE | {"cg_steps", "cg_residual", "n_samples"}
 TRUST_REGION = {"radius", "n_rollbacks", "n_feedback_decisions"}
 JUDGED = {"rho", "pooled_rho", "pooled_rho_stderr", "pooled_reliability"}
 JUDGED |= {"actual_improvement", "predicted_improvement", "improvement_stderr"}
 LOGGED = {
     NPG: COMMON | NATURAL,
     AdaptiveTRPO: COMMON | NATURAL | TRUST_REGION | {"line_search_steps", "reliability"},
-    AdaptivePPO: COMMON | TRUST_REGION | {"clip_range", "reliability", "clip_fraction", "approx_kl", "loss"},
+    AdaptivePPO: COMMON
+    | OF_SURROGATE
+    | TRUST_REGION
+    | {"clip_range", "reliability", "clip_fraction", "approx_kl", "loss"},
+    PenaltyPPO: COMMON | {"kl_coef", "policy_gradient_loss", "entropy_loss", "loss"},
 }
 
 
@@ -214,7 +211,7 @@ LOGGED = {
 def test_logged_values(algorithm: type[Any], action: str) -> None:
     model = make_model(algorithm, toy_vec_env(action_space=ACTION_SPACES[action]))
     updates = train(model, 4)
-    judged = set() if algorithm is NPG else JUDGED
+    judged = JUDGED if algorithm in MEASURING else set()
     std = {"std"} if action == "box" else set()
     for number, update in enumerate(updates):
         if update.status is StepStatus.REJECTED:
@@ -252,7 +249,7 @@ def test_log_files(tmp_path: Path, algorithm: type[Any]) -> None:
     assert len(rows) == 4
     # SB3 dumps before it trains: what an update logged is in the next row.
     assert rows[-1]["train/step_status"] in {"1", "0", "-1"}
-    assert rows[-1]["train/n_updates"] == str(3 * (model.n_epochs if algorithm is AdaptivePPO else 1))
+    assert rows[-1]["train/n_updates"] == str(3 * (getattr(model, "n_epochs", 1)))
     assert list(tmp_path.glob("events.out.tfevents.*"))
 
 

@@ -14,7 +14,7 @@ import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
-from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
+from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO, PenaltyPPO
 from sb3_trustregion import checkpoint as module
 from sb3_trustregion.checkpoint import (
     MEMBER,
@@ -47,7 +47,7 @@ def written(folder: Path, n_rollouts: int = 5, **kwargs: Any) -> list[Path]:
 
 
 @pytest.mark.parametrize("vec_env_class", [None, SubprocVecEnv])
-@pytest.mark.parametrize("algorithm", [NPG, AdaptiveTRPO, AdaptivePPO])
+@pytest.mark.parametrize("algorithm", [NPG, AdaptiveTRPO, AdaptivePPO, PenaltyPPO])
 def test_resumed_run_equals_one_that_reset_its_environments(
     tmp_path: Path, algorithm: type[Any], vec_env_class: type[VecEnv] | None
 ) -> None:
@@ -65,7 +65,7 @@ def test_resumed_run_equals_one_that_reset_its_environments(
     # Parameters, the optimiser's moments, normalisation statistics.
     assert_same(numbers_of(resumed), numbers_of(reference))
     assert len(statistics_of(resumed)) == 6
-    if algorithm is not NPG:
+    if hasattr(resumed, "judge"):
         # Radius, pooled sums, the pending step.
         assert_same(resumed.judge.state_dict(), reference.judge.state_dict())
     resumed.env.close()

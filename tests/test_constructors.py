@@ -9,7 +9,7 @@ from sb3_contrib import TRPO
 from stable_baselines3 import PPO
 
 import sb3_trustregion
-from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
+from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO, PenaltyPPO
 from tests.environments import ToyEnv
 from tests.helpers import ALGORITHMS
 
@@ -28,6 +28,7 @@ def names(algorithm: type[Any], kind: Any = inspect.Parameter.POSITIONAL_OR_KEYW
     [
         (AdaptiveTRPO, TRPO, set(), [*NATURAL, *RADIUS]),
         (AdaptivePPO, PPO, set(), RADIUS),
+        (PenaltyPPO, PPO, {"clip_range"}, ["kl_coef", "kl_tolerance", "kl_coef_factor", "early_stop"]),
         (NPG, TRPO, KL_AND_LINE_SEARCH, ["actor_step_size", *NATURAL]),
     ],
 )
@@ -62,7 +63,7 @@ def test_model_can_be_set_up_later(algorithm: type[Any]) -> None:
 
 
 def test_public_names() -> None:
-    assert set(sb3_trustregion.__all__) == {"NPG", "AdaptivePPO", "AdaptiveTRPO", "__version__"}
+    assert set(sb3_trustregion.__all__) == {"NPG", "AdaptivePPO", "AdaptiveTRPO", "PenaltyPPO", "__version__"}
     assert set(sb3_trustregion.__all__) <= set(dir(sb3_trustregion))
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", sb3_trustregion.__version__)
     with pytest.raises(AttributeError, match="has no attribute 'TRPO'"):

@@ -7,7 +7,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
+from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO, PenaltyPPO
 from tests.helpers import ALGORITHMS
 
 N_ENVS = 4
@@ -25,7 +25,7 @@ def mean_return(model: Any, env: VecEnv, *, deterministic: bool) -> float:
 def test_cartpole(algorithm: type[Any]) -> None:
     """An untrained policy balances for some 20 steps of 500."""
     env = make_vec_env("CartPole-v1", N_ENVS, seed=0)
-    arguments = {"learning_rate": 1e-3} if algorithm is AdaptivePPO else {}
+    arguments = {"learning_rate": 1e-3} if algorithm in (AdaptivePPO, PenaltyPPO) else {}
     model = algorithm("MlpPolicy", env, n_steps=256, batch_size=128, gamma=0.98, seed=0, device="cpu", **arguments)
     evaluation = make_vec_env("CartPole-v1", N_ENVS, seed=1)
     assert mean_return(model, evaluation, deterministic=False) < 50.0
@@ -37,6 +37,7 @@ PENDULUM: dict[type[Any], dict[str, Any]] = {
     NPG: {},
     AdaptiveTRPO: {},
     AdaptivePPO: {"learning_rate": lambda left: 1e-3 * left},
+    PenaltyPPO: {"learning_rate": lambda left: 1e-3 * left},
 }
 
 

@@ -19,7 +19,7 @@ from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.dqn.policies import DQNPolicy
 
-from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
+from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO, PenaltyPPO
 from sb3_trustregion.common.validation import check_bool, check_choice, check_integer, check_number, check_schedule
 from tests.environments import ACTION_SPACES, OBSERVATION_SPACES, ToyEnv, toy_vec_env
 from tests.helpers import (
@@ -34,7 +34,8 @@ from tests.helpers import (
 
 NAN, INF = math.nan, math.inf
 NATURAL = (NPG, AdaptiveTRPO)
-TRPO_ONLY, PPO_ONLY, NPG_ONLY = (AdaptiveTRPO,), (AdaptivePPO,), (NPG,)
+TRPO_ONLY, PPO_ONLY, NPG_ONLY, PENALTY_ONLY = (AdaptiveTRPO,), (AdaptivePPO,), (NPG,), (PenaltyPPO,)
+PPO = (AdaptivePPO, PenaltyPPO)
 
 # Who has the argument, its name, its constraint, and values that violate it.
 OUT_OF_RANGE: list[tuple[tuple[type[Any], ...], str, str, list[Any]]] = [
@@ -65,15 +66,20 @@ OUT_OF_RANGE: list[tuple[tuple[type[Any], ...], str, str, list[Any]]] = [
     (MEASURING, "radius_bounds", "two numbers", [(0.5,), (0.1, 0.5, 2.0), 5, None, ("low", "high"), "0.1,2"]),
     (MEASURING, "rollback_z", "> 0", [0.0, -1.0, NAN, INF, "3"]),
     (MEASURING, "improvement_estimator", "one of", ["rollouts", None, 1]),
-    (PPO_ONLY, "n_epochs", ">= 1", [0, 1.5, "10"]),
-    (PPO_ONLY, "batch_size", ">= 2", [1]),
+    (PPO, "n_epochs", ">= 1", [0, 1.5, "10"]),
+    (PPO, "batch_size", ">= 2", [1]),
     (PPO_ONLY, "clip_range", ">= 0", [-0.1, NAN, -INF, "0.2", None]),
-    (PPO_ONLY, "clip_range_vf", "> 0", [0.0, -0.1, NAN, "0.2"]),
-    (PPO_ONLY, "ent_coef", "finite", [INF, -INF]),
-    (PPO_ONLY, "ent_coef", "a number", [NAN, "0.01", None]),
-    (PPO_ONLY, "vf_coef", ">= 0", [-0.5, NAN, INF, "0.5"]),
-    (PPO_ONLY, "max_grad_norm", ">= 0", [-0.5, NAN, "0.5", None]),
+    (PPO, "clip_range_vf", "> 0", [0.0, -0.1, NAN, "0.2"]),
+    (PPO, "ent_coef", "finite", [INF, -INF]),
+    (PPO, "ent_coef", "a number", [NAN, "0.01", None]),
+    (PPO, "vf_coef", ">= 0", [-0.5, NAN, INF, "0.5"]),
+    (PPO, "max_grad_norm", ">= 0", [-0.5, NAN, "0.5", None]),
     (PPO_ONLY, "target_kl", ">= 0", [-0.01, NAN, "0.01"]),
+    (PENALTY_ONLY, "target_kl", "> 0", [0.0, -0.01, NAN, INF, "0.01", None]),
+    (PENALTY_ONLY, "kl_coef", ">= 0.0001 and <= 1e+06", [0.0, -1.0, NAN, INF, 1e7, "1", None]),
+    (PENALTY_ONLY, "kl_tolerance", ">= 1", [0.5, NAN, INF, "1.5", None]),
+    (PENALTY_ONLY, "kl_coef_factor", ">= 1", [0.5, NAN, INF, "2", None]),
+    (PENALTY_ONLY, "early_stop", "> 1.5", [1.5, 0.0, NAN, "4"]),
     (PPO_ONLY, "radius_bounds", "contain 1", [(2.0, 3.0), (0.1, 0.5)]),
 ]
 CASES = [
@@ -174,7 +180,8 @@ OF_ANY_KIND: list[tuple[tuple[type[Any], ...], dict[str, Any]]] = [
     (MEASURING, {"rollback_z": 2.0}),
     (MEASURING, {"radius_window": 5}),
     (PPO_ONLY, {"clip_range": 0.25, "clip_range_vf": 0.25, "ent_coef": 0.125, "vf_coef": 0.5, "target_kl": 0.5}),
-    (PPO_ONLY, {"n_epochs": 2}),
+    (PPO, {"n_epochs": 2}),
+    (PENALTY_ONLY, {"target_kl": 0.5, "kl_coef": 0.25, "kl_tolerance": 2.0, "kl_coef_factor": 4.0, "early_stop": 8.0}),
 ]
 ACCEPTED: list[tuple[tuple[type[Any], ...], dict[str, Any]]] = [
     *[
@@ -197,9 +204,11 @@ ACCEPTED: list[tuple[tuple[type[Any], ...], dict[str, Any]]] = [
     (TRPO_ONLY, {"target_kl": 1, "radius_bounds": [1, 2]}),
     (MEASURING, {"rollback_z": None}),
     (MEASURING, {"rollback_z": 2, "radius_window": 1}),
-    (PPO_ONLY, {"normalize_advantage": False, "batch_size": 1}),
+    (PPO, {"normalize_advantage": False, "batch_size": 1}),
     (PPO_ONLY, {"clip_range": 0, "clip_range_vf": None, "target_kl": None, "ent_coef": -0.01, "vf_coef": 0.0}),
-    (PPO_ONLY, {"max_grad_norm": INF}),
+    (PPO, {"max_grad_norm": INF}),
+    (PENALTY_ONLY, {"kl_coef_factor": 1, "kl_tolerance": 1, "early_stop": None, "max_grad_norm": 0.0}),
+    (PENALTY_ONLY, {"early_stop": INF, "clip_range_vf": INF, "ent_coef": -0.01, "vf_coef": 0.0}),
     (PPO_ONLY, {"max_grad_norm": 0.0, "target_kl": 0.0}),
     (PPO_ONLY, {"target_kl": INF, "clip_range_vf": INF}),
     (PPO_ONLY, {"clip_range": INF}),

@@ -6,11 +6,12 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 
-from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
+from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO, PenaltyPPO
 
 NATURAL = (NPG, AdaptiveTRPO)
 # PPO's default rate is for far more updates than there are here.
-RATES: dict[type[Any], dict[str, Any]] = {AdaptivePPO: {"learning_rate": 3e-3, "n_epochs": 10}}
+OF_PPO = {"learning_rate": 3e-3, "n_epochs": 10}
+RATES: dict[type[Any], dict[str, Any]] = {AdaptivePPO: OF_PPO, PenaltyPPO: OF_PPO}
 
 
 class Bandit(gym.Env[Any, Any]):
