@@ -60,7 +60,9 @@ class Screen(VecEnvWrapper):
         self.reward = ~usable(rewards)
         last_rewards = self.normalizer.old_reward
         replace(rewards, self.reward, last_rewards if len(last_rewards) == self.num_envs else None)
-        self.terminal = np.array([done and not _end_is_usable(info) for done, info in zip(dones, infos, strict=True)])
+        self.terminal = np.array(
+            [done and not self._end_is_sound(info) for done, info in zip(dones, infos, strict=True)]
+        )
         return self._screened(observations, self.normalizer.old_obs), rewards, dones, infos
 
     @contextmanager
@@ -74,17 +76,23 @@ class Screen(VecEnvWrapper):
             self.normalizer.venv = self
 
     def _screened(self, observations: VecEnvObs, last: Any) -> VecEnvObs:
-        self.observation = ~usable(observations) if self.normalizer.norm_obs else np.zeros(self.num_envs, dtype=bool)
+        self.observation = ~self._sound(observations, self.num_envs)
         self.normalizer.training = self.training and not bool((self.observation | self.reward).all())
         replace(observations, self.observation, last)
         return observations
 
+    def _sound(self, observations: Any, n: int) -> BoolArray:
+        """Of n: whether that part is usable which goes into statistics. What else is no number, the policy may know."""
+        if isinstance(observations, dict):
+            observations = {key: observations[key] for key in self.normalizer.norm_obs_keys or ()}
+        seen = self.normalizer.norm_obs and len(observations) > 0
+        return usable(observations) if seen else np.ones(n, dtype=bool)
 
-def _end_is_usable(info: dict[str, Any]) -> bool:
-    terminal = info.get("terminal_observation")
-    if isinstance(terminal, dict):
-        return all(bool(usable(np.asarray(part)[None]).all()) for part in terminal.values())
-    return terminal is None or bool(usable(np.asarray(terminal)[None]).all())
+    def _end_is_sound(self, info: dict[str, Any]) -> bool:
+        terminal = info.get("terminal_observation")
+        if isinstance(terminal, dict):
+            return bool(self._sound({key: np.asarray(part)[None] for key, part in terminal.items()}, 1).all())
+        return terminal is None or bool(self._sound(np.asarray(terminal)[None], 1).all())
 
 
 @contextmanager
