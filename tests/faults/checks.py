@@ -17,7 +17,7 @@ def statistics_of(model: Any) -> Numbers:
     normalizer = model.get_vec_normalize_env()
     if normalizer is None:
         return []
-    rms = normalizer.obs_rms
+    rms = normalizer.obs_rms if normalizer.norm_obs else {}
     parts = [*(rms.values() if isinstance(rms, dict) else [rms]), normalizer.ret_rms]
     return [np.array(number) for part in parts for number in (part.mean, part.var, part.count)]
 
@@ -38,7 +38,7 @@ def assert_finite(model: Any, largest: float = 1e12) -> None:
         assert np.isfinite(number).all()
         assert np.abs(number).max(initial=0.0) < largest
     if hasattr(model, "region"):
-        assert model.rule.minimum <= model.region.radius <= model.rule.maximum
+        assert model.judge.rule.minimum <= model.region.radius <= model.judge.rule.maximum
 
 
 def score(model: Any, sign: float = 1.0) -> float:
