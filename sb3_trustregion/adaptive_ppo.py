@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from sb3_trustregion.common.guard import accept, refuse
 from sb3_trustregion.common.judge import Judge, Snapshot, Verdict, make_judge, rule_of
 from sb3_trustregion.common.learning_data import LEAST_SAMPLES, make_batch, replace_faulty_samples
-from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, find_actor
+from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, begin_update, find_actor
 from sb3_trustregion.common.update_log import log_update, of_evaluation
 from sb3_trustregion.common.validation import check_number, check_schedule, settle, settle_ppo, sizes_of_ppo
 from sb3_trustregion.core.batch import Batch
@@ -172,7 +172,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
 
     def train(self) -> None:
         """One iteration of the trust-region algorithm, steps 4 and 5 for the update before it first; PPO is step 3."""
-        rollout = self._begin_update()
+        rollout = begin_update(self)
         verdict = self.judge.review(rollout, self.policy)  # steps 4 and 5
         if verdict.undone:
             return log_update(self, StepStatus.REJECTED, verdict)

@@ -9,6 +9,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_trustregion.common.judge import Judge, Snapshot, Verdict, make_judge, rule_of
 from sb3_trustregion.common.natural_gradient import NaturalGradientAlgorithm
+from sb3_trustregion.common.on_policy import begin_update
 from sb3_trustregion.common.update_log import log_update, of_policy, of_step
 from sb3_trustregion.common.validation import check_integer, check_number, settle
 from sb3_trustregion.core.conjugate_gradient import CGSolution
@@ -175,7 +176,7 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
 
     def train(self) -> None:
         """One iteration of the trust-region algorithm, steps 4 and 5 for the step before it first."""
-        rollout = self._begin_update()
+        rollout = begin_update(self)
         verdict = self.judge.review(rollout, self.policy)  # steps 4 and 5
         if verdict.undone:
             return self._end_rejected(verdict)

@@ -8,6 +8,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_trustregion.common.natural_gradient import NaturalGradientAlgorithm
+from sb3_trustregion.common.on_policy import begin_update
 from sb3_trustregion.common.update_log import log_update, of_policy, of_step
 from sb3_trustregion.common.validation import as_schedule, check_schedule
 from sb3_trustregion.core.line_search import fixed_step
@@ -105,7 +106,7 @@ class NPG(NaturalGradientAlgorithm):
 
     def train(self) -> None:
         """Gradient and Fisher matrix of the surrogate, one fixed step along F⁻¹g, the critic's fit."""
-        rollout = self._begin_update()
+        rollout = begin_update(self)
         batch, actor = self._gather(rollout)
         if not actor.names:
             return self._update_without_step(batch, actor)

@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv, RolloutBufferSamples, 
 from sb3_trustregion.common.guard import accept, refuse
 from sb3_trustregion.common.judge import Snapshot
 from sb3_trustregion.common.learning_data import LEAST_SAMPLES, make_batch, replace_faulty_samples, samples_of
-from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, find_actor
+from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, begin_update, find_actor
 from sb3_trustregion.common.update_log import log_update, of_policy
 from sb3_trustregion.common.validation import check_number, settle, settle_ppo, sizes_of_ppo
 from sb3_trustregion.core.batch import take
@@ -149,7 +149,7 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
 
     def train(self) -> None:
         """Epochs on the penalised surrogate, then C by the KL that they have led to."""
-        rollout = self._begin_update()
+        rollout = begin_update(self)
         batch = make_batch(self.rollout_buffer, rollout.faulty)
         if batch.n_samples < LEAST_SAMPLES:
             return self._refuse(self.recorder.last_fault or "no advantage is finite")
@@ -186,9 +186,8 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
                 mini_batch = type(samples)(*(take(part, index) for part in samples))  # type: ignore[arg-type]
                 old_outputs = tuple(output[index] for output in old)
                 terms = loss_terms(self.policy, mini_batch, old_outputs, self.normalize_advantage, clip_range_vf)
-                loss = terms.policy + self.vf_coef * terms.value + self.penalty * terms.kl
-                if self.ent_coef != 0.0:  # nor is the entropy always finite: of a masked Bernoulli it is NaN
-                    loss = loss + self.ent_coef * terms.entropy
+                loss = terms.policy + self.ent_coef * terms.entropy + self.vf_coef * terms.value
+                loss = loss + self.penalty * terms.kl
                 losses.append(th.stack([loss.float(), terms.policy, terms.value, terms.entropy]).detach())
                 if self.early_stop is not None and self._ratio(terms.kl, old) > self.early_stop:
                     break

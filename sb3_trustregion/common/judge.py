@@ -37,8 +37,8 @@ from sb3_trustregion.core.surrogate import LEAST_EFFECTIVE_SHARE, effective_shar
 ESTIMATORS = ("rollout", "episodes", "surrogate")
 # A roll-back helped where it brought back at least this share of what had been lost.
 REGAINED = 0.5
-# The unit of the rewards may drift by so much between two rollouts; more, and they differ by that, not by the policy.
-LARGEST_DRIFT = 1.05
+# Both rollouts are brought to one unit of reward; where it has changed by more than this, the critic's is another too.
+LARGEST_DRIFT = 2.0
 
 
 class Snapshot(NamedTuple):

@@ -170,7 +170,8 @@ def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
 
 def replace_faulty_samples(buffer: RolloutBuffer, faulty: BoolArray) -> None:
     """PPO takes its samples from the buffer as they are: faulty ones, shape (T, N), give way to others in place."""
-    bad = faulty | ~np.isfinite(np.stack([in_time(buffer, "advantages"), in_time(buffer, "returns")])).all(axis=0)
+    known = np.stack([in_time(buffer, name) for name in ("log_probs", "advantages", "returns")])
+    bad = faulty | ~np.isfinite(known).all(axis=0)
     if not bad.any() or bad.all():
         return
     spoiled, sound = np.nonzero(bad), np.argwhere(~bad)

@@ -188,12 +188,13 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
             progress_bar=progress_bar,
         )
 
-    def _begin_update(self) -> Rollout:
-        """What the buffer holds, in the order of time; what the user has set since is heeded."""
-        self._heed_arguments()
-        rollout = self.recorder.rollout(self)
-        self.n_faulty_steps += int(np.sum(rollout.faulty))
-        return rollout
+
+def begin_update(model: TrustRegionOnPolicyAlgorithm) -> Rollout:
+    """What the model's buffer holds, in the order of time; what the user has set since is heeded."""
+    model._heed_arguments()
+    rollout = model.recorder.rollout(model)
+    model.n_faulty_steps += int(np.sum(rollout.faulty))
+    return rollout
 
 
 def find_actor(policy: ActorCriticPolicy, batch: Batch) -> ParameterVector:
