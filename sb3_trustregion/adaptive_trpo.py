@@ -38,8 +38,8 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
 
     Not to be confused with the "Adaptive TRPO" of Shani et al. 2020, which is another method.
 
-    Arguments are those of ``sb3_contrib.TRPO``, with their meanings, but for these. There the KL is KL(new‖old), here it
-    is KL(old‖new).
+    Arguments are those of ``sb3_contrib.TRPO``, with their meanings, but for these. There the KL is KL(new‖old), here
+    it is KL(old‖new).
 
     :param learning_rate: of the value function, a number or a function of the remaining progress (from 1 to 0).
         ``sb3_contrib.TRPO``'s is a quarter of it, for mini-batches a quarter as large: about the same loss on held-out
