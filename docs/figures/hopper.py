@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_trustregion import AdaptiveTRPO
 
 HERE = Path(__file__).parent
-N_STEPS, SEED = 150_000, 2000
+N_STEPS, SEED = 100_000, 2000
 RADII = {0.01: "tab:blue", 0.0005: "tab:green", 0.2: "tab:red"}
 KEYS = {"time/total_timesteps": "steps", "rollout/ep_rew_mean": "return"} | {
     f"train/{name}": name
@@ -28,8 +28,8 @@ KEYS = {"time/total_timesteps": "steps", "rollout/ep_rew_mean": "return"} | {
 
 def run(target_kl: float) -> pd.DataFrame:
     """:return: what one run logs, a row for each update"""
-    env = VecNormalize(make_vec_env("Hopper-v5", seed=SEED))
-    model = AdaptiveTRPO("MlpPolicy", env, target_kl=target_kl, seed=SEED, device="cpu")
+    env = VecNormalize(make_vec_env("Hopper-v5", n_envs=4, seed=SEED))
+    model = AdaptiveTRPO("MlpPolicy", env, target_kl=target_kl, n_steps=384, seed=SEED, device="cpu")
     model.set_logger(configure(str(HERE / "log"), ["csv"]))
     model.learn(N_STEPS)
     log = pd.read_csv(HERE / "log" / "progress.csv")[list(KEYS)].rename(columns=KEYS)
