@@ -165,7 +165,7 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
         if fault is not None:
             raise fault
         status = StepStatus.ACCEPTED if actor.names else StepStatus.INVALID
-        measured = {"kl_coef": self.penalty, "kl_divergence": ratio * self.target_kl}
+        measured = {"kl_coef": self.penalty, "kl_divergence": ratio * self.target_kl, "n_samples": batch.n_samples}
         log_update(self, status, None, **measured, **losses, **of_policy(self))
         if actor.names:  # else the user has frozen all that acts
             accept(self)

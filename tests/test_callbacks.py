@@ -202,7 +202,7 @@ LOGGED = {
     | OF_SURROGATE
     | TRUST_REGION
     | {"clip_range", "reliability", "clip_fraction", "approx_kl", "loss"},
-    PenaltyPPO: COMMON | {"kl_coef", "policy_gradient_loss", "entropy_loss", "loss"},
+    PenaltyPPO: COMMON | {"n_samples", "kl_coef", "policy_gradient_loss", "entropy_loss", "loss"},
 }
 
 
