@@ -146,6 +146,7 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
         settle(self, check_number, "early_stop", optional=True, above=self.kl_tolerance, infinite=True)
         if self.kl_coef != self.penalty_start:
             self.penalty = self.penalty_start = self.kl_coef
+        settle(self, check_number, "penalty", at_least=LEAST_WEIGHT, at_most=LARGEST_WEIGHT)
 
     def train(self) -> None:
         """Epochs on the penalised surrogate, then C by the KL that they have led to."""

@@ -95,8 +95,9 @@ def test_adaptive_ppo_with_a_fixed_radius_is_ppo_where_it_measures_on_part_of_th
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(surrogate, "LEAST_FISHER_STATES", 8)
-    ours, stock = make_model(AdaptivePPO, radius_rule="fixed", rollback_z=None), make_model(PPO)
-    assert_same(state_of(ours.learn(3 * UPDATE).policy), state_of(stock.learn(3 * UPDATE).policy))
+    ours = make_model(AdaptivePPO, radius_rule="fixed", rollback_z=None).learn(3 * UPDATE)
+    stock = make_model(PPO).learn(3 * UPDATE)
+    assert_same(state_of(ours.policy), state_of(stock.policy))
 
 
 def test_damping_of_adaptive_ppo_is_per_action_dimension() -> None:

@@ -256,6 +256,11 @@ def test_what_the_user_gives_wins(tmp_path: Path) -> None:
     assert train(model, 1)[0].logged["train/kl_coef"] == 7.0
     kept = model.penalty
     assert train(model, 1)[0].logged["train/kl_coef"] == kept
+    model.penalty = 3
+    assert train(model, 1)[0].logged["train/kl_coef"] == 3.0
+    model.penalty = math.inf
+    with pytest.raises(ValueError, match="penalty must be finite"):
+        train(model, 1)
     model.kl_coef = math.nan
     with pytest.raises(ValueError, match=r"kl_coef must be >= 0\.0001 and <= 1e\+06, got nan"):
         train(model, 1)
