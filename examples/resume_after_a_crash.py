@@ -8,7 +8,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_trustregion import AdaptiveTRPO
 from sb3_trustregion.checkpoint import ResumableCheckpointCallback, checkpoints, resume
 
-n_steps = int(sys.argv[1]) if len(sys.argv) > 1 else 200_000
+n_steps = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
 
 # The same program, whether it begins or goes on. `resume` fills the fresh VecNormalize with the saved statistics.
 env = VecNormalize(make_vec_env("Pendulum-v1", n_envs=4, seed=1))
