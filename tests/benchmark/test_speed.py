@@ -93,7 +93,7 @@ def test_exponents_of_a_power() -> None:
 
 def test_a_long_run_in_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(long_run, "BLOCK", 2)
-    rows = long_run.measure("adaptive_trpo, M = 4", 8)
+    rows = long_run.measure("adaptive_ppo", 8)
     assert [row.updates for row in rows] == [2, 4, 6, 8]
     assert all(row.ms_per_update > 0.0 and row.rss_mib > 0.0 for row in rows)
     assert "MiB per 1,000 updates" in long_run.summary(rows)
