@@ -77,11 +77,11 @@ class Snapshot(NamedTuple):
         )
 
     def changed(self, policy: ActorCriticPolicy) -> "Snapshot":
-        """Without the parameters that the update left alone: they are there, and need not be saved twice."""
-        present = dict(policy.named_parameters())
+        """Without what the update left alone: it is there, and need not be saved twice."""
+        present = {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
 
         def moved(tensors: Tensors) -> Tensors:
-            return {n: t for n, t in tensors.items() if n not in present or not th.equal(t, present[n])}
+            return {name: tensor for name, tensor in tensors.items() if not th.equal(tensor, present[name])}
 
         return self._replace(undone=moved(self.undone), kept=moved(self.kept))
 

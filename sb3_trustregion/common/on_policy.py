@@ -104,6 +104,8 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         """
         is_file = not isinstance(load_path_or_dict, dict)
         parameters = read_parameters(load_path_or_dict, get_device(device)) if is_file else load_path_or_dict
+        if is_file and hasattr(self, "judge"):  # of which files of stock PPO and TRPO know nothing
+            parameters = {"judge": self.judge.state_dict(), **parameters}
         super().set_parameters(parameters, exact_match, device)
 
     @classmethod

@@ -19,7 +19,7 @@ FIELDS = (
     "peer_high", "ratio", "ratio_low", "ratio_high", "goal", "reached",
 )  # fmt: skip
 GOALS = {
-    "policy step", "critic fit", "train()", "train(), 4 reused rollouts", "learn()", "peak memory of train()",
+    "policy step", "critic fit", "train()", "learn()", "peak memory of train()",
     "held-out gain at the same KL, means ± stderr", "critic's loss on the next rollout",
 }  # fmt: skip
 
