@@ -30,6 +30,6 @@ class YourTask(gym.Env):
 
 n_steps = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
 for algorithm in (TRPO, AdaptiveTRPO):
-    models = [algorithm("MlpPolicy", YourTask(), seed=seed).learn(n_steps) for seed in range(3)]
+    models = [algorithm("MlpPolicy", YourTask(), n_steps=512, seed=seed).learn(n_steps) for seed in range(3)]
     returns = [evaluate_policy(model, model.get_env(), n_eval_episodes=20)[0] for model in models]
     print(f"{algorithm.__name__:14}", " ".join(f"{value:8.2f}" for value in returns))
