@@ -37,9 +37,12 @@ class Bandit(gym.Env[Any, Any]):
         return np.zeros(2, np.float32), self.worth[int(action)], self.n_steps >= 10, False, {"action": int(action)}
 
 
+N_ENVS, UPDATE = 10, 200  # time steps
+
+
 def bandit_model(algorithm: type[Any], env: Any, **kwargs: Any) -> Any:
     """A model of few parameters for such a task."""
-    defaults = {"n_steps": 200, "batch_size": 100, "device": "cpu", "seed": 0, "policy_kwargs": {"net_arch": [8]}}
+    defaults = {"n_steps": 20, "batch_size": 100, "device": "cpu", "seed": 0, "policy_kwargs": {"net_arch": [8]}}
     return algorithm("MlpPolicy", env, **{**defaults, **RATES.get(algorithm, {}), **kwargs})
 
 
