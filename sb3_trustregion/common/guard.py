@@ -141,6 +141,9 @@ def is_understood(policy: ActorCriticPolicy, observations: ObsArray) -> bool:
     :return: whether its outputs and their gradients are finite (a logit may be -inf: a mask)
     """
     policy = uncompiled(policy)
+    parts = observations.values() if isinstance(observations, dict) else (observations,)
+    if any(bool((np.isfinite(part) & (np.abs(part) >= LARGEST)).any()) for part in parts):
+        return False  # a number, but one that no code for a missing value is
     try:
         with preserved_distribution(policy), th.enable_grad():
             tensors = policy.obs_to_tensor(observations)[0]

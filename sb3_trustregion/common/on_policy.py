@@ -155,13 +155,18 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Set the environment as in SB3; a step pending in another environment is dropped, not misjudged."""
         super().set_env(env, force_reset)
+        self.recorder = Recorder()
         if hasattr(self, "judge"):
             self.judge.forget()
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         assert self.env is not None, "learn() needs an environment: call set_env()"
-        with screened(self.env):  # the environments are reset here, perhaps
-            return super()._setup_learn(*args, **kwargs)
+        with screened(self.env) as screen:  # the environments are reset here, perhaps
+            before = self._last_obs
+            result = super()._setup_learn(*args, **kwargs)
+            if self._last_obs is not before:
+                self.recorder.start(self.n_envs, screen)
+        return result
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int

@@ -39,13 +39,20 @@ class Recorder:
         self._episodes: list[tuple[float, float]] = []
         self._rewards: Any = None
 
+    def start(self, n_envs: int, screen: Screen | None) -> None:
+        """The environments have been reset, beneath a screen perhaps: what was noted before is over."""
+        self.faulty_observation = np.zeros(n_envs, dtype=bool) if screen is None else screen.observation
+        self._note("observation", self.faulty_observation)
+
     def begin(self, model: OnPolicyAlgorithm) -> None:
         """A rollout is about to begin."""
         self._clear()
         assert model._last_obs is not None
-        if len(self.faulty_observation) != model.n_envs or bool(np.all(model._last_episode_starts)):
-            self.faulty_observation = np.zeros(model.n_envs, dtype=bool)
-        self.faulty_observation = self.faulty_observation | self._clean(model, model._last_obs, None, "observation")
+        if len(self.faulty_observation) != model.n_envs:
+            self.start(model.n_envs, None)
+        faulty = self._clean(model, model._last_obs, None)
+        self._note("observation", faulty)
+        self.faulty_observation = self.faulty_observation | faulty
 
     def step(self, model: OnPolicyAlgorithm, seen: dict[str, Any], screen: Screen | None) -> None:
         """
@@ -56,7 +63,7 @@ class Recorder:
         :param screen: beneath ``VecNormalize``, if there is one
         """
         rewards, dones = seen["rewards"], np.asarray(seen["dones"], dtype=bool)
-        bad_observations = self._clean(model, seen["new_obs"], model._last_obs, "observation")
+        bad_observations = self._clean(model, seen["new_obs"], model._last_obs)
         bad_rewards = ~usable(rewards)
         replace(rewards, bad_rewards, self._rewards)
         if screen is not None:
@@ -73,12 +80,11 @@ class Recorder:
         self.faulty_observation = bad_observations
         self._scales.append(reward_scale(unwrap_vec_normalize(seen["env"])))
 
-    def _clean(self, model: OnPolicyAlgorithm, observations: Any, stand_ins: Any, quantity: str) -> BoolArray:
+    def _clean(self, model: OnPolicyAlgorithm, observations: Any, stand_ins: Any) -> BoolArray:
         faulty = ~usable(observations)
         for env_index in faulty.nonzero()[0]:
             if is_understood(model.policy, _row(observations, int(env_index))):
                 faulty[env_index] = False
-        self._note(quantity, faulty)
         replace(observations, faulty, stand_ins)
         return faulty
 
@@ -91,8 +97,9 @@ class Recorder:
         if info.get("terminal_observation") is None:
             return False
         terminal = _batched(info["terminal_observation"])
-        faulty = bool(self._clean(model, terminal, _row(model._last_obs, env_index), "terminal observation").any())
+        faulty = bool(self._clean(model, terminal, _row(model._last_obs, env_index)).any())
         if faulty:
+            self._note("terminal observation", np.arange(n_envs) == env_index)
             info["terminal_observation"] = {k: v[0] for k, v in terminal.items()} if _is_dict(terminal) else terminal[0]
         if info.get("TimeLimit.truncated", False):
             self._terminal_observations.append(terminal)

@@ -139,7 +139,7 @@ CHANGES: dict[str, Callable[[float, float, int], float]] = {
     "each step costs": lambda reward, opposite, n: reward - 5.0,
     "rewards grow tenfold": lambda reward, opposite, n: 10.0 * reward,
     "actions turn round": lambda reward, opposite, n: opposite,
-    "actions turn round, at ever greater cost": lambda reward, opposite, n: opposite - 0.002 * min(n, 1500),
+    "actions turn round, at ever greater cost": lambda reward, opposite, n: opposite - 0.008 * min(n, 375),
 }
 
 

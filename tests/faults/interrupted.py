@@ -29,7 +29,7 @@ N_STEPS = 16
 WHERE_IT_HURTS = ("fsync", "replace")
 MODELS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "npg": (NPG, {}),
-    "adaptive_trpo": (AdaptiveTRPO, {"n_reused_rollouts": 3}),
+    "adaptive_trpo": (AdaptiveTRPO, {}),
     "adaptive_ppo": (AdaptivePPO, {}),
 }
 

@@ -18,11 +18,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_trustregion import AdaptivePPO, AdaptiveTRPO
 from sb3_trustregion.checkpoint import checkpoints, restart_environments, resume, training_state
+from sb3_trustregion.common.judge import Judge
+from sb3_trustregion.core.line_search import StepStatus
 from sb3_trustregion.core.parameters import ParameterVector
-from sb3_trustregion.core.search import StepStatus
 from sb3_trustregion.core.surrogate import Surrogate
-from sb3_trustregion.guard import GuardedVecEnv
-from sb3_trustregion.measurement import MeasuringAlgorithm
 from tests.faults.checks import assert_finite, numbers_of
 from tests.faults.environments import healthy
 from tests.faults.interrupted import MODELS, WHERE_IT_HURTS, environment, new_model
@@ -48,7 +47,7 @@ def everything(model: Any) -> dict[str, Any]:
     """All that decides how a model goes on."""
     return {
         "numbers": numbers_of(model),
-        "memory": model.memory.state_dict() if hasattr(model, "memory") else None,
+        "judge": model.judge.state_dict() if hasattr(model, "judge") else None,
         "counters": [model.num_timesteps, model._n_updates, model.n_invalid, model.n_faulty_steps],
         "random": training_state(model)["random"],
     }
@@ -133,11 +132,11 @@ def wait_for(text: str, path: Path, process: subprocess.Popen[bytes], seconds: f
 
 
 MOMENTS: dict[str, tuple[type[Any], str]] = {
-    "a step of the environments": (GuardedVecEnv, "step_wait"),
-    "the beginning of an update": (MeasuringAlgorithm, "_measure_improvement"),
+    "a step of the environments": (DummyVecEnv, "step_wait"),
+    "the beginning of an update": (Judge, "review"),
     "the line search": (Surrogate, "at"),
     "a new policy": (ParameterVector, "write"),
-    "its promise": (MeasuringAlgorithm, "_await_judgement"),
+    "its promise": (Judge, "expect"),
     "the critic's fit": (AdaptiveTRPO, "_fit_critic"),
     "a mini-batch": (th.optim.Adam, "step"),
 }

@@ -6,15 +6,14 @@ from tests.faults.checks import assert_finite, score
 from tests.faults.environments import BAD_VALUES, one_of_three
 from tests.helpers import ALGORITHMS, make_model
 
-N_STEPS, N_ENVS, N_UPDATES = 24, 3, 20
+N_STEPS, N_ENVS, N_UPDATES = 24, 3, 12
 
 QUANTITIES = ("reward", "observation", "first observation", "terminal observation")
 CASES = [
     *[
         (ALGORITHMS[1], quantity, value, wrapper)
         for quantity in QUANTITIES
-        for value in BAD_VALUES
-        for wrapper in ("plain", "normalized")
+        for value, wrapper in (("nan", "plain"), ("inf", "normalized"), ("huge", "normalized"), ("minus_huge", "plain"))
     ],
     # What they share need not be gone through for each.
     *[(algorithm, "reward", "nan", "normalized") for algorithm in ALGORITHMS],
