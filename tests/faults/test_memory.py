@@ -12,7 +12,7 @@ from tests.faults.environments import healthy
 from tests.helpers import ALGORITHMS, make_model
 
 N_STEPS, N_ENVS = 4, 4
-N_UPDATES = 60
+N_UPDATES = 50
 
 
 def live_tensors() -> tuple[int, int]:
