@@ -129,9 +129,11 @@ def one_of_three(quantity: str, value: float, steps: Container[int], wrapper: st
     return WRAPPERS[wrapper](DummyVecEnv(makers))
 
 
-def all_of_two(quantity: str, value: float, steps: Container[int], wrapper: str = "plain", **kwargs: Any) -> VecEnv:
-    """Two environments that break at the same steps; other arguments as in ``Target``."""
-    return WRAPPERS[wrapper](DummyVecEnv([faulty(quantity, value, steps, **kwargs)] * 2))
+def all_of_many(
+    quantity: str, value: float, steps: Container[int], wrapper: str = "plain", n_envs: int = 2, **kwargs: Any
+) -> VecEnv:
+    """Environments that break at the same steps; other arguments as in ``Target``."""
+    return WRAPPERS[wrapper](DummyVecEnv([faulty(quantity, value, steps, **kwargs)] * n_envs))
 
 
 CHANGES: dict[str, Callable[[float, float, int], float]] = {

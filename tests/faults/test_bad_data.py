@@ -16,7 +16,7 @@ from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO, PenaltyPPO
 from sb3_trustregion.common.guard import STOP_AFTER, UnusableDataError
 from sb3_trustregion.core.line_search import StepStatus
 from tests.faults.checks import assert_finite, score, statistics_of
-from tests.faults.environments import BAD_VALUES, QUANTITIES, WRAPPERS, all_of_two, faulty, healthy, one_of_three
+from tests.faults.environments import BAD_VALUES, QUANTITIES, WRAPPERS, all_of_many, faulty, healthy, one_of_three
 from tests.helpers import ALGORITHMS, actor_of, assert_same, differs, make_model, state_of, train
 
 pytestmark = pytest.mark.filterwarnings(
@@ -41,7 +41,8 @@ def warned(caught: list[warnings.WarningMessage]) -> list[str]:
 # Everything for one algorithm; what they share need not be gone through for each.
 OTHERS = [algorithm for algorithm in ALGORITHMS if algorithm is not AdaptiveTRPO]
 CASES = [
-    *itertools.product([AdaptiveTRPO], ["plain", "normalized"], WHERE, BAD_VALUES),
+    *itertools.product([AdaptiveTRPO], ["plain"], WHERE, BAD_VALUES),
+    *itertools.product([AdaptiveTRPO], ["normalized"], WHERE, ["nan", "huge"]),
     *itertools.product([AdaptiveTRPO], [layout for layout in LAYOUTS if " " in layout], WHERE, ["nan"]),
     *itertools.product([AdaptiveTRPO], ["stacked"], WHERE, ["huge"]),
     *itertools.product(OTHERS, ["normalized"], WHERE, ["nan"]),
@@ -103,7 +104,7 @@ def test_statistics_go_on_with_the_sound_environments(algorithm: type[Any], valu
 def test_training_recovers(algorithm: type[Any], quantity: str, value: str, wrapper: str) -> None:
     """Two updates that nothing can be learned from, and then it is learned after all."""
     n_steps = 48
-    env = all_of_two(quantity, BAD_VALUES[value], range(n_steps, 3 * n_steps), wrapper)
+    env = all_of_many(quantity, BAD_VALUES[value], range(n_steps, 3 * n_steps), wrapper)
     model = make_model(algorithm, env, n_steps=n_steps)
     updates = train(model, 12)
     assert [update.status for update in updates[1:3]] == [StepStatus.INVALID] * 2
@@ -120,23 +121,24 @@ def test_training_recovers(algorithm: type[Any], quantity: str, value: str, wrap
 @each_algorithm
 def test_training_recovers_from_constant_rewards(algorithm: type[Any], reward: float) -> None:
     """Updates of the critic's errors alone, and then it is learned after all."""
-    n_steps = 128
-    model = make_model(algorithm, all_of_two("reward", reward, range(12 * n_steps)), n_steps=n_steps)
+    n_steps, n_envs = 16, 16
+    env = all_of_many("reward", reward, range(12 * n_steps), n_envs=n_envs)
+    model = make_model(algorithm, env, n_steps=n_steps, batch_size=64)
     train(model, 12)
     assert_finite(model, largest=1e6)
     assert model.n_faulty_steps == 0
-    train(model, 20, reset_num_timesteps=False)
+    model.learn(20 * n_steps * n_envs, reset_num_timesteps=False)
     assert score(model) > -0.3
     assert_finite(model, largest=1e6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", [TRPO, PPO, NPG, AdaptivePPO, AdaptiveTRPO])
 def test_training_recovers_from_many_zero_rewards(algorithm: type[Any]) -> None:
     """Five times as long."""
-    n_steps = 128
-    model = make_model(algorithm, all_of_two("reward", 0.0, range(60 * n_steps)), n_steps=n_steps)
-    model.learn(90 * n_steps * 2)
+    n_steps, n_envs = 8, 32
+    env = all_of_many("reward", 0.0, range(60 * n_steps), n_envs=n_envs)
+    model = make_model(algorithm, env, n_steps=n_steps, batch_size=64)
+    model.learn(90 * n_steps * n_envs)
     assert score(model) > -0.3
 
 
@@ -147,7 +149,7 @@ def test_training_recovers_from_many_zero_rewards(algorithm: type[Any]) -> None:
 def test_nothing_usable_for_good(tmp_path: Path, algorithm: type[Any], quantity: str, value: str, wrapper: str) -> None:
     """An error that names the cause; the last good policy is in place and can be saved."""
     good = 4
-    env = all_of_two(quantity, BAD_VALUES[value], range(good * N_STEPS, 100_000), wrapper, length=None)
+    env = all_of_many(quantity, BAD_VALUES[value], range(good * N_STEPS, 100_000), wrapper, length=None)
     model = make_model(algorithm, env, n_steps=N_STEPS)
     train(model, good)
     # The environments go on where they are, so that there is no first observation, which would be sound.
