@@ -49,6 +49,7 @@ def state_of(module: Any) -> State:
 def actor_names(model: Any) -> tuple[str, ...]:
     """Names of the trainable parameters that act."""
     policy, space = uncompiled(model.policy), copy.deepcopy(model.observation_space)
+    policy.set_training_mode(False)  # as SB3 does before anything is asked
     space.seed(0)
     return actor_parameters(policy, policy.obs_to_tensor(space.sample())[0]).names
 

