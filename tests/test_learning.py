@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO, PenaltyPPO
 from tests.helpers import ALGORITHMS
 
-N_ENVS = 4
+N_ENVS = 16
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ def test_cartpole(algorithm: type[Any]) -> None:
     """An untrained policy balances for some 20 steps of 500."""
     env = make_vec_env("CartPole-v1", N_ENVS, seed=0)
     arguments = {"learning_rate": 1e-3} if algorithm in (AdaptivePPO, PenaltyPPO) else {}
-    model = algorithm("MlpPolicy", env, n_steps=256, batch_size=128, gamma=0.98, seed=0, device="cpu", **arguments)
+    model = algorithm("MlpPolicy", env, n_steps=64, batch_size=128, gamma=0.98, seed=0, device="cpu", **arguments)
     evaluation = make_vec_env("CartPole-v1", N_ENVS, seed=1)
     assert mean_return(model, evaluation, deterministic=False) < 50.0
     model.learn(16_000)
@@ -36,8 +36,8 @@ def test_cartpole(algorithm: type[Any]) -> None:
 PENDULUM: dict[type[Any], dict[str, Any]] = {
     NPG: {},
     AdaptiveTRPO: {},
-    AdaptivePPO: {"learning_rate": lambda left: 1e-3 * left},
-    PenaltyPPO: {"learning_rate": lambda left: 1e-3 * left},
+    AdaptivePPO: {"learning_rate": lambda left: 2e-3 * left},
+    PenaltyPPO: {"learning_rate": lambda left: 2e-3 * left},
 }
 
 
@@ -47,7 +47,7 @@ def test_pendulum(algorithm: type[Any]) -> None:
     env = VecNormalize(make_vec_env("Pendulum-v1", N_ENVS, seed=0), gamma=0.9)
     evaluation = VecNormalize(make_vec_env("Pendulum-v1", N_ENVS, seed=1), training=False, norm_reward=False)
     evaluation.obs_rms = env.obs_rms
-    arguments = {"n_steps": 512, "batch_size": 128, "gamma": 0.9, "use_sde": True, "sde_sample_freq": 4}
+    arguments = {"n_steps": 128, "batch_size": 256, "gamma": 0.9, "use_sde": True, "sde_sample_freq": 4}
     model = algorithm("MlpPolicy", env, seed=0, device="cpu", **arguments, **PENDULUM[algorithm])
     assert mean_return(model, evaluation, deterministic=True) < -1000.0
     model.learn(48_000)
