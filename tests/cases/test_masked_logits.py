@@ -9,6 +9,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from tests.helpers import ALGORITHMS, MEASURING, all_finite, make_model, state_of, train
 
@@ -69,7 +70,7 @@ def masked_policy(fill: float) -> type[ActorCriticPolicy]:
 SETTINGS = [
     *[(kind, 0.5, "inf") for kind in SPACES],
     *[("discrete", free, "inf") for free in (0.0, 1.0)],  # all but one masked, for good; nothing masked
-    *[(kind, 0.5, fill) for kind in ("discrete", "multi_binary") for fill in ("huge", "lowest")],
+    *[(kind, 0.5, fill) for kind, fill in (("discrete", "huge"), ("multi_binary", "lowest"))],
 ]
 CASES = [(algorithm, *setting) for algorithm in ALGORITHMS for setting in SETTINGS]
 
@@ -79,17 +80,17 @@ CASES = [(algorithm, *setting) for algorithm in ALGORITHMS for setting in SETTIN
 def test_masked_policies_learn(algorithm: type[Any], kind: str, free: float, fill: str) -> None:
     model = make_model(
         algorithm,
-        Task(kind, free),
+        DummyVecEnv([lambda: Task(kind, free)] * 8),
         masked_policy(FILLS[fill]),
-        n_steps=128,
+        n_steps=16,
         batch_size=64,
         policy_kwargs={"net_arch": []},
     )
-    updates = train(model, 6)
+    updates = train(model, 4)
     assert all_finite(state_of(model.policy))
     if free > 0.0:
         assert model.n_invalid == 0
         assert all(np.isfinite(update.logged["train/kl_divergence"]) for update in updates)
         if algorithm in MEASURING:
-            assert model.region.n_judged >= 4
+            assert model.region.n_judged >= 2
             assert all(np.isfinite(update.logged["train/rho"]) for update in updates[1:])

@@ -16,7 +16,7 @@ from tests.faults.checks import assert_finite
 from tests.helpers import ALGORITHMS, make_model, train
 
 VECTOR = spaces.Box(-np.inf, np.inf, (2,))
-MISSING = {"nan": np.nan, "inf": np.inf, "minus_inf": -np.inf, "huge": 1e30}
+MISSING = {"nan": np.nan, "inf": np.inf, "minus_inf": -np.inf}
 
 
 class Task(gym.Env[Any, Any]):
@@ -52,7 +52,7 @@ class Task(gym.Env[Any, Any]):
 
 
 def filled(x: th.Tensor) -> th.Tensor:
-    known = x.isfinite() & (x.abs() < 1e18)
+    known = x.isfinite()
     return th.cat([th.where(known, x, 0.0), known.float()], dim=1)
 
 

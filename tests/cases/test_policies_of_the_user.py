@@ -12,6 +12,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
+from sb3_trustregion import AdaptivePPO, AdaptiveTRPO
 from sb3_trustregion.core.line_search import StepStatus
 from tests.helpers import (
     ALGORITHMS,
@@ -107,9 +108,13 @@ CHANGES = [
 COMPILED = (compiled, compiled_in_place, compiled_submodules)
 
 
-@pytest.mark.parametrize("late", [False, True], ids=["before", "between"])
-@pytest.mark.parametrize("change", CHANGES)
-@each_algorithm
+SETTINGS = [
+    *[(algorithm, change, True) for algorithm in (AdaptiveTRPO, AdaptivePPO) for change in CHANGES],
+    *[(algorithm, change, False) for algorithm in ALGORITHMS for change in (replaced, compiled, extended)],
+]
+
+
+@pytest.mark.parametrize(("algorithm", "change", "late"), SETTINGS)
 def test_what_is_there_is_trained(algorithm: type[Any], change: Callable[[Any], None], late: bool) -> None:
     model = make_model(algorithm)
     if late:
@@ -128,7 +133,7 @@ def test_what_is_there_is_trained(algorithm: type[Any], change: Callable[[Any], 
 
 
 @pytest.mark.parametrize("change", COMPILED)
-@each_algorithm
+@pytest.mark.parametrize("algorithm", [AdaptiveTRPO, AdaptivePPO])
 def test_compiled_policies_learn_the_same(algorithm: type[Any], change: Callable[[Any], None]) -> None:
     plain, other = make_model(algorithm), None
     plain.learn(3 * 64)

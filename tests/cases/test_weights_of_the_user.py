@@ -129,7 +129,7 @@ class Overwriting(BaseCallback):
 
 
 @pytest.mark.parametrize("at_start", [True, False], ids=["rollout start", "rollout end"])
-@pytest.mark.parametrize("way", [by_set_parameters, by_copy_in_place, by_data, by_another_policy])
+@pytest.mark.parametrize("way", [by_copy_in_place, by_another_policy])
 @each_measuring
 def test_by_a_callback(algorithm: type[Any], way: Callable[[Any], None], at_start: bool) -> None:
     model = make_model(algorithm, n_steps=64)
