@@ -163,7 +163,7 @@ MISTAKES: dict[str, tuple[type[Any], Callable[[], Any], dict[str, Any], str]] = 
     "another task by name": (AdaptiveTRPO, lambda: "CartPole-v1", {}, "Observation spaces do not match"),
     "no such task": (AdaptiveTRPO, lambda: "NoSuchTask-v0", {}, "NoSuchTask"),
     "another action space": (AdaptiveTRPO, lambda: normalized_discrete(), {}, "Action spaces do not match"),
-    "no normalisation": (AdaptiveTRPO, lambda: make_vec_env("Pendulum-v1"), {}, "env must be wrapped in VecNormalize"),
+    "no normalisation": (AdaptiveTRPO, lambda: make_vec_env("Pendulum-v1", N_ENVS), {}, "env must be wrapped in VecNormalize"),
     "of rewards alone": (AdaptiveTRPO, lambda: normalized(norm_obs=False), {}, "env must normalise observations"),
     "an argument out of range": (AdaptiveTRPO, normalized, {"gamma": 2.0}, r"gamma must be .*, got 2\.0"),
     "an argument of a wrong kind": (AdaptiveTRPO, normalized, {"n_steps": "64"}, "n_steps must be an integer"),

@@ -41,8 +41,15 @@ CASES = [
 each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
 
-@pytest.mark.parametrize(("action", "observation", "separate"), CASES)
-@each_algorithm
+@pytest.mark.parametrize(
+    ("algorithm", "action", "observation", "separate"),
+    [
+        (algorithm, *case)
+        for algorithm in ALGORITHMS
+        for case in CASES
+        if algorithm in MEASURING or case[0] == "box" or case[1] == "vector"  # the others share with one of these
+    ],
+)
 def test_trains_on_every_space(algorithm: type[Any], action: str, observation: str, separate: bool) -> None:
     env = toy_vec_env(observation_space=OBSERVATION_SPACES[observation], action_space=ACTION_SPACES[action])
     policy_kwargs = {
@@ -102,7 +109,7 @@ def test_extra_heads_are_left_alone(algorithm: type[Any]) -> None:
     ids=["dropout", "batch_norm", "bare_batch_norm"],
 )
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])
-@each_algorithm
+@pytest.mark.parametrize("algorithm", MEASURING)
 def test_layers_that_know_training_mode(algorithm: type[Any], extractor: dict[str, Any], shared: bool) -> None:
     policy_kwargs = {
         "net_arch": [8],
@@ -111,7 +118,7 @@ def test_layers_that_know_training_mode(algorithm: type[Any], extractor: dict[st
         "share_features_extractor": shared,
     }
     model = make_model(algorithm, policy_kwargs=policy_kwargs)
-    assert_healthy(model, train(model, 4))
+    assert_healthy(model, train(model, 3))
 
 
 SHARED: dict[str, tuple[str, dict[str, Any]]] = {

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*updates without a policy step"
 each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 # What the two families share need not be gone through for each of them.
 each_family = pytest.mark.parametrize("algorithm", [AdaptiveTRPO, AdaptivePPO])
-N_UPDATES = 6
+N_UPDATES = 5
 
 
 class StepBonus(BaseCallback):
@@ -71,7 +71,7 @@ def test_a_callback_is_heard(algorithm: type[Any], callback: str, normalize: boo
     env = DummyVecEnv([lambda: Bandit(0.1, 0.0)] * N_ENVS)
     model = bandit_model(algorithm, VecNormalize(env) if normalize else env)
     model.learn(N_UPDATES * UPDATE, callback=CALLBACKS[callback]())
-    assert probability(model, 1) > 0.65
+    assert probability(model, 1) > 0.6
     # By the rewards, which say nothing of such advantages, a step may have to be undone.
     if algorithm in MEASURING and callback != "advantages at the end":
         assert model.region.n_rollbacks == 0
@@ -154,7 +154,7 @@ def test_a_buffer_is_heard(algorithm: type[Any], buffer: type[RolloutBuffer]) ->
     env = DummyVecEnv([lambda: Bandit(0.1, 0.0)] * N_ENVS)
     model = bandit_model(algorithm, env, rollout_buffer_class=buffer)
     model.learn(N_UPDATES * UPDATE)
-    assert probability(model, 1) > 0.65
+    assert probability(model, 1) > 0.6
 
 
 class Bonus(VecEnvWrapper):
@@ -196,6 +196,6 @@ WRAPPERS = {
 def test_a_wrapper_above_is_heard(algorithm: type[Any], wrapper: str) -> None:
     model = bandit_model(algorithm, WRAPPERS[wrapper](DummyVecEnv([lambda: Monitor(Bandit())] * N_ENVS)))
     model.learn(N_UPDATES * UPDATE)
-    assert probability(model, 1) > 0.65
+    assert probability(model, 1) > 0.6
     if algorithm in MEASURING:
         assert model.region.n_rollbacks == 0

@@ -1,5 +1,6 @@
 """Environments, batches and policies at the edge, and mathematics that breaks down."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -84,7 +85,7 @@ def test_no_episode_to_judge_by(algorithm: type[Any], estimator: str) -> None:
 
 
 @pytest.mark.parametrize("space", [spaces.Discrete(1), spaces.MultiDiscrete([1, 1])], ids=str)
-@each_algorithm
+@pytest.mark.parametrize("algorithm", [AdaptiveTRPO, AdaptivePPO])
 def test_single_action(algorithm: type[Any], space: spaces.Space[Any]) -> None:
     """Nothing to decide: the actor stays as it is, and that is no error."""
     model = make_model(algorithm, DummyVecEnv([healthy(action_space=space)] * 2))
@@ -101,9 +102,7 @@ def test_single_action(algorithm: type[Any], space: spaces.Space[Any]) -> None:
         assert model.n_invalid == 12
 
 
-@pytest.mark.parametrize(
-    ("log_std", "use_sde"), [*((log_std, False) for log_std in (-60.0, -20.0, 20.0, 60.0)), (-60.0, True), (20.0, True)]
-)
+@pytest.mark.parametrize(("log_std", "use_sde"), [(-60.0, False), (-20.0, False), (20.0, False), (60.0, True)])
 @each_algorithm
 def test_extreme_standard_deviation(algorithm: type[Any], log_std: float, use_sde: bool) -> None:
     model = make_model(algorithm, DummyVecEnv([healthy()] * 2), use_sde=use_sde)
@@ -121,7 +120,7 @@ def test_extreme_standard_deviation(algorithm: type[Any], log_std: float, use_sd
     assert updates[-1].status is StepStatus.ACCEPTED
 
 
-@pytest.mark.parametrize(("n_envs", "n_steps", "batch_size"), [(1, 2, 1), (1, 2, 2), (2, 1, 1), (2, 1, 2), (1, 3, 2)])
+@pytest.mark.parametrize(("n_envs", "n_steps", "batch_size"), [(1, 2, 1), (2, 1, 2), (1, 3, 2)])
 @each_algorithm
 def test_smallest_batches(algorithm: type[Any], n_envs: int, n_steps: int, batch_size: int) -> None:
     arguments = {"normalize_advantage": False} if algorithm not in NATURAL and batch_size == 1 else {}
@@ -209,8 +208,10 @@ BROKEN_PRODUCTS: dict[str, Callable[[th.Tensor], th.Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN_PRODUCTS)
-@each_algorithm
+@pytest.mark.parametrize(
+    ("algorithm", "kind"),
+    [*itertools.product(NATURAL, BROKEN_PRODUCTS), (AdaptivePPO, "nan"), (AdaptivePPO, "negative")],
+)
 def test_broken_curvature(monkeypatch: pytest.MonkeyPatch, algorithm: type[Any], kind: str) -> None:
     """Whatever the Fisher product returns: no NaN, no step outside the radius, and back to work when it is over."""
     model = make_model(algorithm, DummyVecEnv([healthy()] * 2))
@@ -255,7 +256,7 @@ def test_a_million_parameters(algorithm: type[Any]) -> None:
 
 
 # By the last one neither losses nor parameters overflow, only the squares of gradients in Adam's memory.
-@pytest.mark.parametrize("rate", [1e30, 1e20, 1e9])
+@pytest.mark.parametrize("rate", [1e30, 1e9])
 @each_algorithm
 def test_critic_that_diverges(algorithm: type[Any], rate: float) -> None:
     """A learning rate that no critic survives: what it did is undone, and it learns when the rate is sane again."""

@@ -174,10 +174,6 @@ def test_of_another_algorithm(tmp_path: Path, whole: dict[type[Any], Path], algo
         algorithm.from_stock(path, environment(), device="cpu")
 
 
-def without_judge(content: dict[str, bytes]) -> None:
-    del content["judge.pth"]
-
-
 def with_unknown_state(content: dict[str, bytes]) -> None:
     edit_judge(content, lambda state: state.update({"state.of_a_later_version": th.tensor(1.0)}))
 
@@ -204,7 +200,7 @@ def edit_data(content: dict[str, bytes], change: Callable[[dict[str, Any]], Any]
     content["data"] = json.dumps(data).encode()
 
 
-@pytest.mark.parametrize("change", [without_judge, with_unknown_state, with_unknown_arguments])
+@pytest.mark.parametrize("change", [with_unknown_state, with_unknown_arguments])
 @pytest.mark.parametrize("algorithm", MEASURING)
 def test_of_another_version(
     tmp_path: Path, whole: dict[type[Any], Path], algorithm: type[Any], change: Callable[[dict[str, bytes]], None]
@@ -217,8 +213,7 @@ def test_of_another_version(
     for model in (algorithm.load(path, env=environment(), device="cpu"), resume(algorithm, path, environment())):
         assert_same(state_of(model.policy), state_of(original.policy))
         assert_same(model.policy.optimizer.state_dict(), original.policy.optimizer.state_dict())
-        if change is not without_judge:
-            assert_same(model.judge.state_dict(), original.judge.state_dict())
+        assert_same(model.judge.state_dict(), original.judge.state_dict())
         before = state_of(model.policy)
         model.learn(2 * UPDATE, reset_num_timesteps=False)
         assert differs(before, state_of(model.policy))
@@ -241,6 +236,10 @@ def with_half_a_tensor(content: dict[str, bytes]) -> None:
     content["policy.optimizer.pth"] = content["policy.optimizer.pth"][:1000]
 
 
+def without_judge(content: dict[str, bytes]) -> None:
+    del content["judge.pth"]
+
+
 @pytest.mark.parametrize("way", ["load", "resume"])
 @pytest.mark.parametrize("change", [without_policy, without_arguments, with_other_arguments, with_half_a_tensor])
 @each_algorithm
@@ -256,6 +255,16 @@ def test_lacking_what_nothing_can_stand_in_for(
     path = write(tmp_path / "damaged.zip", content)
     with pytest.raises(ValueError, match=TOLD):
         ways_in(algorithm, path)[way]()
+
+
+@pytest.mark.parametrize("algorithm", MEASURING)
+def test_lacking_the_judge(tmp_path: Path, whole: dict[type[Any], Path], algorithm: type[Any]) -> None:
+    """A radius that started anew in silence would be no resumption."""
+    content = members(whole[algorithm])
+    without_judge(content)
+    path = write(tmp_path / "damaged.zip", content)
+    with pytest.raises(ValueError, match="judge"):
+        algorithm.load(path, env=environment(), device="cpu")
 
 
 @pytest.mark.parametrize("way", ["load", "resume", "set_parameters"])

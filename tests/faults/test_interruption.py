@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch as th
-from sb3_contrib import TRPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -85,7 +84,7 @@ def test_killed_over_and_over(killed: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", [TRPO, PPO, AdaptiveTRPO])
+@pytest.mark.parametrize("algorithm", [PPO, AdaptiveTRPO])
 def test_ctrl_c_in_the_zoo_saves(tmp_path: Path, algorithm: type[Any]) -> None:
     """The model and the statistics of its observations, as they were when the key was pressed; the Zoo sees to it."""
     name = "adaptive_trpo" if algorithm is AdaptiveTRPO else algorithm.__name__.lower()

@@ -12,7 +12,7 @@ from tests.faults.environments import healthy
 from tests.helpers import ALGORITHMS, make_model
 
 N_STEPS, N_ENVS = 4, 4
-N_UPDATES = 50
+N_UPDATES = 20
 
 
 def live_tensors() -> tuple[int, int]:
@@ -32,7 +32,7 @@ def size_of_file(model: Any) -> int:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_nothing_piles_up(algorithm: type[Any]) -> None:
     env = VecNormalize(DummyVecEnv([healthy()] * N_ENVS))
-    model = make_model(algorithm, env, n_steps=N_STEPS)
+    model = make_model(algorithm, env, n_steps=N_STEPS, policy_kwargs={"net_arch": []})
     kept, sizes = [], []
     for _ in range(3):
         model.learn(N_UPDATES * N_STEPS * N_ENVS, reset_num_timesteps=False)

@@ -26,8 +26,11 @@ def check_task(task: str) -> None:
 
 
 def check_envpool(tasks: Iterable[str]) -> None:
-    """A ``ValueError`` where EnvPool lacks one of the tasks."""
-    import envpool
+    """A ``ValueError`` where EnvPool is not installed, or lacks one of the tasks."""
+    try:
+        import envpool
+    except ImportError as error:
+        raise ValueError(f"backend envpool must be installed (pip install envpool), got {error}") from error
 
     unknown = sorted(set(tasks) - set(envpool.list_all_envs()))
     if unknown:
