@@ -1,5 +1,6 @@
 """PPO whose clip range is the radius of the trust-region algorithm."""
 
+import math
 from typing import Any
 
 import torch as th
@@ -13,14 +14,21 @@ from sb3_trustregion.common.judge import Judge, Snapshot, Verdict, make_judge, r
 from sb3_trustregion.common.learning_data import LEAST_SAMPLES, make_batch, replace_faulty_samples
 from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, begin_update, find_actor
 from sb3_trustregion.common.update_log import log_update, of_evaluation
-from sb3_trustregion.common.validation import check_number, check_schedule, settle, settle_ppo, sizes_of_ppo
+from sb3_trustregion.common.validation import (
+    as_schedule,
+    check_number,
+    check_schedule,
+    settle,
+    settle_ppo,
+    sizes_of_ppo,
+)
 from sb3_trustregion.core.batch import Batch
 from sb3_trustregion.core.conjugate_gradient import conjugate_gradient
 from sb3_trustregion.core.functional import uncompiled
 from sb3_trustregion.core.improvement import Promise
 from sb3_trustregion.core.line_search import StepStatus, reliability
 from sb3_trustregion.core.parameters import ParameterVector, is_finite, snapshot
-from sb3_trustregion.core.radius import TrustRegionState
+from sb3_trustregion.core.radius import Decision, TrustRegionState
 from sb3_trustregion.core.surrogate import Evaluation, Surrogate
 
 # Of ε: a ratio of 1 ± ε everywhere is a step of length √(2·KL) ≈ ε.
@@ -50,9 +58,10 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
 
     :param clip_range: the *initial* ε, it can be a function of the current progress remaining (from 1 to 0):
         then ε is that schedule times a factor that starts at 1 and is adapted. ``train/clip_range`` logs the product
-    :param radius_rule: ``"noise_aware"`` (default: heeds the standard error of the ratio), ``"textbook"``
-        (Nocedal & Wright, algorithm 4.1, on each raw ratio), ``"fixed"`` (the factor on ε stays 1), or a function
-        from ``TrustRegionState`` and ``Improvement`` to a factor on the squared length of a step
+    :param radius_rule: ``"bayesian"`` (default: ``radius_prior`` and the pooled ratio, weighed by its standard error),
+        ``"textbook"`` (Nocedal & Wright, algorithm 4.1, on each raw ratio), ``"fixed"`` (the factor on ε stays 1), or a
+        function from ``TrustRegionState`` and ``Improvement`` to a factor on the squared length of a step
+    :param radius_prior: ε that is known to be good: where evidence is weak, ε drifts there from wherever it started
     :param radius_window: over how many steps evidence is pooled, fading exponentially
     :param radius_bounds: lower and upper bound on the factor on ε
     :param rollback_z: undo an update that was worse by more than this many standard errors; None never undoes
@@ -96,7 +105,8 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
         *,
-        radius_rule: str = "noise_aware",
+        radius_rule: str | Decision = "bayesian",
+        radius_prior: float = 0.2,
         radius_window: int = 50,
         radius_bounds: tuple[float, float] = (1e-2, 1e2),
         rollback_z: float | None = 3.0,
@@ -134,6 +144,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
             _init_setup_model=False,
         )
         self.radius_rule = radius_rule
+        self.radius_prior = radius_prior
         self.radius_window = radius_window
         self.radius_bounds = radius_bounds
         self.rollback_z = rollback_z
@@ -161,14 +172,18 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
 
     def _given_clip_range(self) -> float:
         """What the schedule starts from: where the user gives another one, its factor starts anew."""
-        assert callable(self.clip_range)
-        return float(self.clip_range(1.0))
+        return float(as_schedule(self.clip_range)(1.0))
 
     @property
     def region(self) -> TrustRegionState:
         """Radius (the factor on ε), pooled sums and counters of the trust region."""
         self._heed_arguments()
         return self.judge.state
+
+    def _relative_prior(self) -> float:
+        """In the unit of the radius, a factor on the given clip range; 1 where that is no number to divide by."""
+        given = self._given_clip_range()
+        return float(self.radius_prior) / given if 0.0 < given < math.inf else 1.0
 
     def train(self) -> None:
         """One iteration of the trust-region algorithm, steps 4 and 5 for the update before it first; PPO is step 3."""

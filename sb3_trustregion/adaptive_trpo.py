@@ -15,7 +15,7 @@ from sb3_trustregion.common.validation import check_integer, check_number, settl
 from sb3_trustregion.core.conjugate_gradient import CGSolution
 from sb3_trustregion.core.improvement import Promise
 from sb3_trustregion.core.line_search import Step, StepStatus, backtrack, reliability
-from sb3_trustregion.core.radius import TrustRegionState
+from sb3_trustregion.core.radius import Decision, TrustRegionState
 from sb3_trustregion.core.surrogate import Surrogate
 
 # A step that stayed below this share of the radius did not use it: the search cut it short.
@@ -54,9 +54,12 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
     :param cg_residual_tol: stop Conjugate Gradient at this relative residual ‖g - (F + λI)x‖/‖g‖
     :param fisher_sub_sampling_factor: take the Fisher matrix over one in so many states (256 at least), the gradient
         over all: the policy gains as much from it at the same KL
-    :param radius_rule: ``"noise_aware"`` (default: heeds the standard error of the ratio), ``"textbook"``
-        (Nocedal & Wright, algorithm 4.1, on each raw ratio), ``"fixed"`` (the radius stays ``target_kl``), or a
-        function from ``TrustRegionState`` and ``Improvement`` to a factor on the squared length of a step
+    :param radius_rule: ``"bayesian"`` (default: ``radius_prior`` and the pooled ratio, weighed by its standard error),
+        ``"textbook"`` (Nocedal & Wright, algorithm 4.1, on each raw ratio), ``"fixed"`` (the radius stays
+        ``target_kl``), or a function from ``TrustRegionState`` and ``Improvement`` to a factor on the squared length of
+        a step
+    :param radius_prior: radius that is known to be good, nats per action dimension: where evidence is weak, the radius
+        drifts there from wherever it started
     :param radius_window: over how many steps evidence is pooled, fading exponentially
     :param radius_bounds: lower and upper bound on the radius, nats per action dimension
     :param rollback_z: undo a step that was worse by more than this many standard errors; None never undoes
@@ -105,7 +108,8 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
         *,
         cg_residual_tol: float = 0.1,
         fisher_sub_sampling_factor: int = 8,
-        radius_rule: str = "noise_aware",
+        radius_rule: str | Decision = "bayesian",
+        radius_prior: float = 0.01,
         radius_window: int = 50,
         radius_bounds: tuple[float, float] = (1e-6, 50.0),
         rollback_z: float | None = 3.0,
@@ -143,6 +147,7 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
         self.line_search_max_iter = line_search_max_iter
         self.target_kl = target_kl
         self.radius_rule = radius_rule
+        self.radius_prior = radius_prior
         self.radius_window = radius_window
         self.radius_bounds = radius_bounds
         self.rollback_z = rollback_z
@@ -173,6 +178,10 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
         """Radius (nats per action dimension), pooled sums and counters of the trust region."""
         self._heed_arguments()
         return self.judge.state
+
+    def _relative_prior(self) -> float:
+        """In the unit of the radius."""
+        return float(self.radius_prior)
 
     def train(self) -> None:
         """One iteration of the trust-region algorithm, steps 4 and 5 for the step before it first."""

@@ -302,11 +302,20 @@ def rule_of(model: Any) -> RadiusRule:
     check_choice("improvement_estimator", model.improvement_estimator, ESTIMATORS)
     settle(model, check_integer, "radius_window", at_least=1)
     settle(model, check_number, "rollback_z", optional=True, above=0.0)
+    settle(model, check_number, "radius_prior", above=0.0)
     try:
         lower, upper = (float(bound) for bound in model.radius_bounds)
     except (TypeError, ValueError) as error:
         raise ValueError(f"radius_bounds must be two numbers, got {model.radius_bounds!r}") from error
-    return RadiusRule(model.radius_rule, model.radius_window, lower, upper, model.rollback_z, model._radius_exponent)
+    return RadiusRule(
+        kind=model.radius_rule,
+        window=model.radius_window,
+        minimum=lower,
+        maximum=upper,
+        rollback_z=model.rollback_z,
+        exponent=model._radius_exponent,
+        prior=model._relative_prior(),
+    )
 
 
 def make_judge(model: Any, start: float, given: float) -> Judge:

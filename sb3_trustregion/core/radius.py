@@ -1,21 +1,22 @@
 """
 Step 5 of the trust-region algorithm: accept or roll back, grow or shrink the radius.
 
-Pure Python on plain numbers. ``update_radius`` is the one seam: a new rule is one function in ``RULES``.
+Pure functions of plain numbers. ``update_radius`` is the one seam: a new rule is one function in ``RULES``.
 
-The default rule, ``noise_aware``, asks how the ratio falls with the length of a step, s = √(2·KL). To second order
+The default rule, ``bayesian``, asks how the ratio falls with the length of a step, s = √(2·KL). To second order
 
     actual = predicted·(1 - θ·s)
 
 (the model is linear, the truth bends), so that a step gains most where half of its promise is kept, at length 1/(2θ).
-θ is a ratio of sums over the last ``window`` steps, each step weighed by its own standard error, and the radius moves
-towards the longest step that the evidence does not contradict: θ at its lower confidence limit. Where there is no
-evidence against it the radius grows, provided that gains hold on fresh data at all; where steps were long enough to
-hurt, the sums say so at once; where little is promised any more, harm weighs more and it shrinks. What a single step
-promises on fresh data is mostly noise, hence a promise is what the step gained on its own batch times the reliability
-of such gains over the window. Where rewards or transitions drift, which shows in what the old policy would have gained
-or lost as well, steps are judged by their own share alone. That a ratio under noise must be relaxed by the noise is
-Sun & Nocedal 2022 (arXiv 2201.00973); actual against predicted is Conn, Gould & Toint 2000, ch. 6.
+θ is a ratio of sums over the last ``window`` steps, each step weighed by its own standard error. At some thousand
+samples an update these say little for hundreds of updates, while practice has long known which lengths are good: the
+logarithm of the best length has a normal prior there, θ and its standard error make a posterior of it, and at each
+update the radius goes a share of the way to the posterior's mean. Where evidence is weak that is a way back to what is
+known to be good, from either side; in large batches evidence decides. What a single step promises on fresh data is
+mostly noise, hence a promise is what the step gained on its own batch times the reliability of such gains over the
+window. Where rewards or transitions drift, which shows in what the old policy would have gained or lost as well, steps
+are judged by their own share alone. That a ratio under noise must be relaxed by the noise is Sun & Nocedal 2022 (arXiv
+2201.00973); actual against predicted is Conn, Gould & Toint 2000, ch. 6.
 """
 
 import math
@@ -23,26 +24,25 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from sb3_trustregion.core.improvement import Improvement
 
-# Twenty times in some twenty updates; at 1.3 it had passed the best radius by far before harm showed in the noise.
-GROWTH = 1.15
-SHRINKAGE = 0.6
 ROLLBACK_SHRINKAGE = 0.5
 # Half of the promise kept is where a quadratic gains most, whatever its curvature.
 TARGET_RATIO = 0.5
-# One-sided: evidence against a radius counts from 1.25 standard errors on.
-SIGNIFICANCE = 1.25
 # Of a gain on the batch that a step was fitted to, at least so much is taken for real.
 LEAST_RELIABILITY = 0.02
-# Standard errors of the mean reliability above zero from which on the radius may grow: of rewards that are all alike,
-# say, steps are noise that brings no harm to see, and little else would hold the radius back.
-RELIABILITY_SIGNIFICANCE = 1.0
-# What is left of the evidence on longer steps after a full shrinkage. Shorter steps say little of their own: without
-# this, one unlucky draw among the first steps is never contradicted and holds the radius down for hundreds of updates.
-REMEMBERED = 0.7
 # Residuals are cut here, so that one freak rollout cannot rule the window.
 OUTLIER = 5.0
+# Standard deviation of the prior: the best length is within a factor of two of what is known to be good, or of four.
+PRIOR_WIDTH = math.log(2.0)
+# Of the way to the posterior's mean, at each update: from twenty times too long or too short in some fifteen.
+SHARE_OF_THE_WAY = 0.2
+# Where the posterior is taken, in standard deviations of the prior.
+GRID = np.linspace(-6.0, 6.0, 601)
+# In standard errors, so that squares stay finite.
+LARGEST_SURPRISE = 1e6
 # Standard errors of the environment's own share from which on it is believed to change. Where that is a mistake, the
 # steps' own share is good evidence all the same.
 CHANGE_SIGNIFICANCE = 2.0
@@ -53,22 +53,24 @@ class RadiusRule:
     """
     Configuration of step 5.
 
-    :param kind: ``"noise_aware"``, ``"textbook"`` (Nocedal & Wright, algorithm 4.1), ``"fixed"``, or a function of your
+    :param kind: ``"bayesian"``, ``"textbook"`` (Nocedal & Wright, algorithm 4.1), ``"fixed"``, or a function of your
         own, from the pooled evidence and the last judged step to the factor on the squared length of a step
     :param window: number of steps over which evidence is pooled, fading exponentially
     :param minimum: lower bound on the radius
     :param maximum: upper bound on the radius
     :param rollback_z: a step is undone when it was worse by more than this many standard errors; None never undoes
     :param exponent: how the radius scales with the length of a step: 2 for a KL (nats), 1 for a clip range
+    :param prior: radius that is known to be good, where the evidence is weak
     :raises ValueError: where an argument is out of range
     """
 
-    kind: "str | Decision" = "noise_aware"
+    kind: "str | Decision" = "bayesian"
     window: int = 50
     minimum: float = 1e-6
     maximum: float = 50.0
     rollback_z: float | None = 3.0
     exponent: float = 2.0
+    prior: float = 0.01
 
     def __post_init__(self) -> None:
         if not callable(self.kind) and not (isinstance(self.kind, str) and self.kind in RULES):
@@ -79,11 +81,14 @@ class RadiusRule:
             raise ValueError(f"radius_bounds must satisfy 0 < lower < upper < inf, got {(self.minimum, self.maximum)}")
         if self.rollback_z is not None and not 0.0 < self.rollback_z < math.inf:
             raise ValueError(f"rollback_z must be None or > 0, got {self.rollback_z}")
+        if not 0.0 < self.prior < math.inf:
+            raise ValueError(f"radius_prior must be > 0 and finite, got {self.prior}")
 
-    @property
-    def decide(self) -> "Decision":
-        """The function that judges."""
-        return self.kind if callable(self.kind) else RULES[self.kind]
+    def decide(self, state: "TrustRegionState", measured: Improvement) -> float:
+        """Factor on the squared length of a step."""
+        if callable(self.kind):
+            return self.kind(state, measured)
+        return RULES[self.kind](state, measured, self)
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,6 @@ class TrustRegionState:
     :param predicted: Σ predicted improvement
     :param variance: Σ squared standard error of ``actual``
     :param reliability: Σ predicted improvement/gain on the step's own batch
-    :param reliability_squares: Σ of its squares, the variance of ``reliability`` where gains are noise
     :param weight: Σ 1, the effective number of pooled steps
     :param promised: Σ length·expected/noise
     :param gained: Σ length·actual/noise
@@ -119,7 +123,6 @@ class TrustRegionState:
     predicted: float = 0.0
     variance: float = 0.0
     reliability: float = 0.0
-    reliability_squares: float = 0.0
     weight: float = 0.0
     promised: float = 0.0
     gained: float = 0.0
@@ -192,8 +195,7 @@ def update_radius(state: TrustRegionState, measured: Improvement | None, rule: R
         # A step that stopped short says nothing about how much further it might have gone.
         factor, without_feedback = min(factor, 1.0), min(without_feedback, 1.0)
     changed = _direction(factor) != _direction(without_feedback)
-    kept = _forget_longer_steps(pooled) if factor <= SHRINKAGE else pooled
-    moved = _scale(kept, factor ** (rule.exponent / 2), rule)
+    moved = _scale(pooled, factor ** (rule.exponent / 2), rule)
     return replace(moved, rolled_back=False, n_feedback=state.n_feedback + int(changed))
 
 
@@ -241,7 +243,6 @@ def _pool(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> T
     state = replace(
         state,
         reliability=fade * state.reliability + measured.reliability,
-        reliability_squares=fade**2 * state.reliability_squares + measured.reliability**2,
         weight=fade * state.weight + 1.0,
     )
     expected = state.pooled_reliability * measured.promise.gain
@@ -267,32 +268,21 @@ def _pool(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> T
     )
 
 
-def _noise_aware(state: TrustRegionState, measured: Improvement) -> float:
-    """Factor on the squared length towards the longest step that the pooled evidence does not contradict."""
-    doubt = SIGNIFICANCE * math.sqrt(state.gained_variance)
-    theta = (state.promised - state.gained_by_steps - doubt) / state.leverage
-    holds = state.reliability > 0.0
-    holds &= state.reliability**2 >= RELIABILITY_SIGNIFICANCE**2 * state.reliability_squares
-    growth = GROWTH if holds else 1.0
-    if theta <= 0.0:
-        return growth
-    best_length = (1.0 - TARGET_RATIO) / theta
-    return min(max((best_length / measured.promise.length) ** 2, SHRINKAGE), growth)
+def _bayesian(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> float:
+    """Factor on the squared length towards the posterior's mean of the logarithm of the best length."""
+    length = measured.promise.length
+    # Of a step as long as the last one: what it fails to keep of its promise, and the standard error of that.
+    lost = length * (state.promised - state.gained_by_steps) / state.leverage
+    stderr = length * math.sqrt(state.gained_variance) / state.leverage
+    # Logarithm of the best length over the present one.
+    best = math.log(rule.prior / state.radius) / rule.exponent + PRIOR_WIDTH * GRID
+    surprise = np.clip((lost - (1.0 - TARGET_RATIO) * np.exp(-best)) / stderr, -LARGEST_SURPRISE, LARGEST_SURPRISE)
+    log_posterior = -0.5 * (GRID**2 + surprise**2)
+    mean = np.average(best, weights=np.exp(log_posterior - log_posterior.max()))
+    return math.exp(2.0 * SHARE_OF_THE_WAY * float(mean))
 
 
-def _forget_longer_steps(state: TrustRegionState) -> TrustRegionState:
-    """Let the evidence count as that of fewer steps, so that the next shrinkage needs some of its own."""
-    return replace(
-        state,
-        promised=REMEMBERED * state.promised,
-        gained=REMEMBERED * state.gained,
-        gained_variance=REMEMBERED * state.gained_variance,
-        changed=REMEMBERED * state.changed,
-        leverage=REMEMBERED * state.leverage,
-    )
-
-
-def _textbook(state: TrustRegionState, measured: Improvement) -> float:
+def _textbook(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> float:
     """Nocedal & Wright, algorithm 4.1, on the last ratio alone: blind to noise, kept for comparison."""
     ratio = measured.ratio
     if not ratio >= 0.25:
@@ -300,7 +290,7 @@ def _textbook(state: TrustRegionState, measured: Improvement) -> float:
     return 2.0**2 if ratio > 0.75 else 1.0
 
 
-def _fixed(state: TrustRegionState, measured: Improvement) -> float:
+def _fixed(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> float:
     """The radius stays: the ablation, roll-back still works."""
     return 1.0
 
@@ -319,8 +309,8 @@ def _direction(factor: float) -> int:
 
 
 Decision = Callable[[TrustRegionState, Improvement], float]
-RULES: dict[str, Decision] = {
-    "noise_aware": _noise_aware,
+RULES: dict[str, Callable[[TrustRegionState, Improvement, RadiusRule], float]] = {
+    "bayesian": _bayesian,
     "textbook": _textbook,
     "fixed": _fixed,
 }

