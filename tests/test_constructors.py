@@ -14,7 +14,7 @@ from tests.environments import ToyEnv
 from tests.helpers import ALGORITHMS
 
 KL_AND_LINE_SEARCH = {"target_kl", "line_search_shrinking_factor", "line_search_max_iter"}
-RADIUS = ["radius_rule", "radius_window", "radius_bounds", "rollback_z", "improvement_estimator"]
+RADIUS = ["radius_rule", "radius_prior", "radius_window", "radius_bounds", "rollback_z", "improvement_estimator"]
 RADIUS += ["judge_class", "judge_kwargs"]
 NATURAL = ["cg_residual_tol", "fisher_sub_sampling_factor"]
 
