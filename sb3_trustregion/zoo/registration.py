@@ -33,12 +33,12 @@ def register_algorithms() -> None:
 
 def register_samplers() -> None:
     """Add the search spaces of ``-optimize``, and the way back from a stored trial to hyperparameters."""
-    from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER, convert_onpolicy_params
+    from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 
-    from sb3_trustregion.zoo.samplers import SAMPLERS
+    from sb3_trustregion.zoo.samplers import CONVERTERS, SAMPLERS
 
     _add_missing(HYPERPARAMS_SAMPLER, SAMPLERS)
-    _add_missing(HYPERPARAMS_CONVERTER, dict.fromkeys(ALGORITHMS, convert_onpolicy_params))
+    _add_missing(HYPERPARAMS_CONVERTER, CONVERTERS)
 
 
 def register_hyperparameters() -> None:

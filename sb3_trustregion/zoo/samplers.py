@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from rl_zoo3.hyperparams_opt import sample_ppo_params, sample_trpo_params
+from rl_zoo3.hyperparams_opt import convert_onpolicy_params, sample_ppo_params, sample_trpo_params
 from sb3_contrib import TRPO
 from stable_baselines3 import PPO
 
@@ -43,10 +43,29 @@ def sample(
         hyperparams[name] = trial.suggest_float(name, low, high, log=True)
     # RL Zoo builds the model where an error ends the study, not the trial: mini-batches stay within the rollout.
     hyperparams["batch_size"] = min(hyperparams["batch_size"], hyperparams["n_steps"] * n_envs)
-    return hyperparams
+    return _with_prior(accepted, hyperparams)
+
+
+def convert(algorithm: str, params: dict[str, Any]) -> dict[str, Any]:
+    """
+    The way back from a stored trial.
+
+    :param algorithm: RL Zoo's name of the algorithm
+    :param params: what the trial has suggested
+    :return: Constructor arguments
+    """
+    ours = getattr(sb3_trustregion, sb3_trustregion.ALGORITHMS[algorithm])
+    return _with_prior(_arguments(ours), convert_onpolicy_params(params))
+
+
+def _with_prior(accepted: set[str], hyperparams: dict[str, Any]) -> dict[str, Any]:
+    """A radius that was found is where it is to stay, not only to start from."""
+    start = "clip_range" if "n_epochs" in accepted else "target_kl"
+    return hyperparams | ({"radius_prior": hyperparams[start]} if "radius_prior" in accepted else {})
 
 
 SAMPLERS: dict[str, Sampler] = {name: functools.partial(sample, name) for name in sb3_trustregion.ALGORITHMS}
+CONVERTERS = {name: functools.partial(convert, name) for name in sb3_trustregion.ALGORITHMS}
 
 
 class _WithoutSome:

@@ -6,12 +6,12 @@ import gymnasium as gym
 import optuna
 import pytest
 from gymnasium import spaces
-from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER, convert_onpolicy_params
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import sb3_trustregion
 from sb3_trustregion import ALGORITHMS
-from sb3_trustregion.zoo.samplers import SAMPLERS
+from sb3_trustregion.zoo.samplers import CONVERTERS, SAMPLERS
 
 N_TRIALS = 30
 
@@ -55,7 +55,7 @@ def test_a_stored_trial_gives_back_what_was_sampled(algorithm: str) -> None:
     """As ``--trial-id`` does it; only the batch size may be larger than the rollout there."""
     trial = make_study().ask()
     sampled = SAMPLERS[algorithm](trial, 6, 2, {})
-    restored = convert_onpolicy_params(trial.params)
+    restored = CONVERTERS[algorithm](trial.params)
     assert {**restored, "batch_size": sampled["batch_size"]} == sampled
     getattr(sb3_trustregion, ALGORITHMS[algorithm])("MlpPolicy", make_env(6, 2), device="cpu", **restored)
 
@@ -73,6 +73,12 @@ def test_shared_parameters_have_the_ranges_of_the_stock_algorithm(algorithm: str
     own = getattr(getattr(sb3_trustregion, ALGORITHMS[algorithm]), "search_space", {})
     assert ours.distributions.keys() - theirs.distributions.keys() == own.keys()
     assert ours.user_attrs == theirs.user_attrs
+
+
+@pytest.mark.parametrize(("algorithm", "start"), [("adaptive_trpo", "target_kl"), ("adaptive_ppo", "clip_range")])
+def test_a_radius_that_is_tried_is_tried_for_the_whole_run(algorithm: str, start: str) -> None:
+    sampled = SAMPLERS[algorithm](make_study().ask(), 6, 1, {})
+    assert sampled["radius_prior"] == sampled[start]
 
 
 def test_the_step_of_npg_is_searched() -> None:
