@@ -1,5 +1,6 @@
 """Environments with sb3_trustregion installed, to run real command lines in."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,39 @@ ROOT = Path(__file__).parents[2]
 TIMEOUT = 300
 
 ALGORITHMS = tuple(TABLE)
+
+# ``python -m`` of several commands in one process, which imports what takes seconds once.
+SEVERAL = """
+import contextlib, io, json, runpy, sys, traceback
+
+done = []
+for module, *arguments in json.loads(sys.argv[1]):
+    sys.argv, code, written, errors = [module, *arguments], 0, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(written), contextlib.redirect_stderr(errors):
+        try:
+            runpy.run_module(module, run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code or 0
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+    done.append([code, written.getvalue(), errors.getvalue()])
+json.dump(done, open("done.json", "w"))
+"""
+
+
+class Done(NamedTuple):
+    """
+    What came of one of several commands.
+
+    :param returncode: as of its own process
+    :param stdout: what it wrote
+    :param stderr: likewise
+    """
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 class Installation(NamedTuple):
@@ -66,6 +100,11 @@ class Installation(NamedTuple):
     ) -> subprocess.CompletedProcess[str]:
         """Run ``python -m rl_zoo3.<script>``."""
         return self.run("-m", f"rl_zoo3.{script}", *args, cwd=cwd, check=check, **variables)
+
+    def several(self, commands: list[tuple[str, ...]], cwd: Path, **variables: str) -> list[Done]:
+        """Run ``python -m`` of several commands, one after the other, in one process."""
+        self.run("-c", SEVERAL, json.dumps(commands), cwd=cwd, **variables)
+        return [Done(*done) for done in json.loads((cwd / "done.json").read_text())]
 
 
 def create_installation(folder: Path) -> Installation:

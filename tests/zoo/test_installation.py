@@ -12,24 +12,13 @@ pytestmark = pytest.mark.slow
 
 LIST_TABLES = """
 import json, rl_zoo3.exp_manager as zoo
+from sb3_trustregion.zoo.registration import hyperparameters_path
 tables = (zoo.ALGOS, zoo.HYPERPARAMS_SAMPLER, zoo.HYPERPARAMS_CONVERTER)
 print(json.dumps([list(table) for table in tables]))
+print(hyperparameters_path("npg"))
 """
 LIST_MODULES = "import json, sys; print(json.dumps(sorted(sys.modules)))"
 LIST_FINDERS = "import sys; print([type(finder).__name__ for finder in sys.meta_path])"
-
-
-def assert_registered_by_hook(installation: Installation) -> None:
-    tables = json.loads(installation.run("-c", LIST_TABLES).stdout)
-    assert [set(ALGORITHMS) <= set(table) for table in tables] == [True, True, True]
-
-
-@pytest.fixture
-def editable(tmp_path: Path) -> Installation:
-    installation = create_installation(tmp_path / "environment")
-    options = ("--no-deps", "--no-index", "--ignore-installed", "--no-build-isolation")
-    installation.pip("install", *options, "--editable", ROOT)
-    return installation
 
 
 def test_wheel_ships_the_data_files_and_nothing_else_at_its_root(wheel: Path) -> None:
@@ -40,33 +29,30 @@ def test_wheel_ships_the_data_files_and_nothing_else_at_its_root(wheel: Path) ->
     assert at_root == {"sb3_trustregion", "sb3_trustregion.pth", "sb3_trustregion.start"}
 
 
-def test_wheel_registers(installation: Installation) -> None:
-    assert_registered_by_hook(installation)
-
-
-def test_editable_registers_from_the_source_tree(editable: Installation) -> None:
-    assert_registered_by_hook(editable)
-    code = "from sb3_trustregion.zoo.registration import hyperparameters_path as p; print(p('npg'))"
-    assert Path(editable.run("-c", code).stdout.strip()) == ROOT / "hyperparams" / "npg.yml"
+def test_editable_registers_from_the_source_tree_and_leaves_nothing(tmp_path: Path) -> None:
+    """What a wheel registers, test_commands.py uses."""
+    editable = create_installation(tmp_path / "environment")
+    options = ("--no-deps", "--no-index", "--ignore-installed", "--no-build-isolation")
+    editable.pip("install", *options, "--editable", ROOT)
+    *_, tables, place = editable.run("-c", LIST_TABLES).stdout.splitlines()
+    assert [set(ALGORITHMS) <= set(table) for table in json.loads(tables)] == [True, True, True]
+    assert Path(place) == ROOT / "hyperparams" / "npg.yml"
     assert not (editable.site_packages / "sb3_trustregion").exists()
+    assert editable.installed_files()
+    assert_uninstalled_without_a_trace(editable)
 
 
 def test_uninstalling_a_wheel_leaves_nothing(own_installation: Installation) -> None:
     assert own_installation.installed_files()
     assert "RegistrationFinder" in own_installation.run("-c", LIST_FINDERS).stdout
-    own_installation.pip("uninstall", "--yes", "sb3_trustregion")
-    assert own_installation.installed_files() == []
-    refused = own_installation.zoo("train", "--algo", "npg", cwd=own_installation.folder, check=False)
-    assert refused.returncode == 2
-    assert "invalid choice: 'npg'" in refused.stderr
-    assert "trustregion" not in refused.stderr
+    assert_uninstalled_without_a_trace(own_installation)
 
 
-def test_uninstalling_an_editable_install_leaves_nothing(editable: Installation) -> None:
-    assert editable.installed_files()
-    editable.pip("uninstall", "--yes", "sb3_trustregion")
-    assert editable.installed_files() == []
-    started = editable.run("-c", LIST_FINDERS)
+def assert_uninstalled_without_a_trace(installation: Installation) -> None:
+    """No file, no hook, no word about it."""
+    installation.pip("uninstall", "--yes", "sb3_trustregion")
+    assert installation.installed_files() == []
+    started = installation.run("-c", LIST_FINDERS)
     assert "RegistrationFinder" not in started.stdout
     assert started.stderr == ""
 
