@@ -5,11 +5,12 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import gymnasium as gym
 import numpy as np
 import psutil
 import pytest
+import yaml
 from distributed import Client, LocalCluster
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
@@ -30,6 +32,7 @@ from sb3_trustregion.benchmark.run.grid import make_specs
 from sb3_trustregion.benchmark.run.process import MISMATCH_FILE
 from sb3_trustregion.benchmark.run.spec import RunSpec
 from sb3_trustregion.benchmark.variants import VARIANTS
+from tests.benchmark.here import train_here
 from tests.helpers import heed_ctrl_c
 
 pytestmark = pytest.mark.slow
@@ -48,7 +51,7 @@ class Carried:
     """A grid with a variant that cannot be made."""
 
     def __init__(self, output: Path) -> None:
-        self.specs = make(output, [{"tiny-ppo": TINY_PPO}, {"broken": BROKEN}], [1000, 1001], 5000)
+        self.specs = make(output, [{"tiny-ppo": TINY_PPO}, {"broken": BROKEN}], [1000], 980)
         self.results = Results(output)
         self.runs = carry_out(self.specs, self.results, jobs=2)
 
@@ -64,14 +67,14 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
 
 
 def test_every_run_is_kept(carried: Carried) -> None:
-    assert [(run.variant.name, run.is_finished) for run in carried.runs] == [("tiny-ppo", True), ("broken", False)] * 2
+    assert [(run.variant.name, run.is_finished) for run in carried.runs] == [("tiny-ppo", True), ("broken", False)]
 
 
 def test_a_result_is_complete(carried: Carried) -> None:
     run = carried.run("tiny-ppo", 1000)
     record = run.record
     assert record["status"] == "finished"
-    assert record["n_timesteps_done"] == 4992  # 78 rollouts are nearer to 5000 than 79
+    assert record["n_timesteps_done"] == 960  # 15 rollouts are nearer to 980 than 16
     assert len(record["evaluation"]["returns"]) == len(record["evaluation"]["lengths"]) == 20
     assert record["evaluation"]["returns"] == [float(length) for length in record["evaluation"]["lengths"]]
     assert record["hyperparameters"]["n_steps"] == 64
@@ -81,10 +84,10 @@ def test_a_result_is_complete(carried: Carried) -> None:
     assert {"torch", "stable_baselines3", "python"} <= set(record["versions"])
     episodes = run.episodes()
     assert (episodes["return"] == episodes["length"]).all()  # CartPole pays 1 a step, raw
-    assert episodes["length"].sum() <= 4992
+    assert episodes["length"].sum() <= 960
     assert (episodes["timesteps"] == episodes["length"].cumsum()).all()
     progress = run.progress()
-    assert progress["timesteps"].tolist() == list(range(64, 4993, 64))
+    assert progress["timesteps"].tolist() == list(range(64, 961, 64))
     assert progress["approx_kl"].notna().all()
 
 
@@ -99,13 +102,13 @@ def test_what_is_there_is_not_run_again(carried: Carried, monkeypatch: pytest.Mo
     executed = forbid_execution(monkeypatch)
     runs = carry_out(carried.specs, carried.results, jobs=1)
     assert executed == []
-    assert sum(run.is_finished for run in runs) == 2
+    assert sum(run.is_finished for run in runs) == 1
 
 
 def test_an_archived_grid_goes_on(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
     executed = forbid_execution(monkeypatch)
     carried.results.pack()
-    assert len(carry_out(carried.specs, carried.results, jobs=1)) == 4
+    assert len(carry_out(carried.specs, carried.results, jobs=1)) == 2
     assert executed == []
     assert not carried.results.archive.exists()
 
@@ -113,7 +116,7 @@ def test_an_archived_grid_goes_on(carried: Carried, monkeypatch: pytest.MonkeyPa
 def test_failed_runs_are_retried_on_demand(carried: Carried, monkeypatch: pytest.MonkeyPatch) -> None:
     executed = forbid_execution(monkeypatch)
     carry_out(carried.specs, carried.results, jobs=1, retry_failed=True)
-    assert executed == [("CartPole-v1", "broken", 1000), ("CartPole-v1", "broken", 1001)]
+    assert executed == [("CartPole-v1", "broken", 1000)]
 
 
 def forbid_execution(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -128,31 +131,18 @@ def forbid_execution(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return executed
 
 
-def train_here(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Train in this process, which has imported what takes seconds."""
-
-    def execute(spec_json: str, steps_file: str) -> Any:
-        spec = RunSpec.from_json(spec_json)
-        place = folder / f"{spec.variant.name}-{spec.seed}"
-        place.mkdir(parents=True)
-        training.run(spec, place / "zoo", place, steps_file)
-        return spec.key, {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
-
-    monkeypatch.setattr(campaign, "execute", execute)
-
-
 def test_a_replayed_run_has_the_other_seeds_radius(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_here(monkeypatch, tmp_path / "scratch")
     names = ["adaptive_trpo-replayed", "adaptive_trpo"]
     for name in names:
-        short = {**VARIANTS[name].hyperparameters, "n_steps": 256, "batch_size": 64}
+        short = {**VARIANTS[name].hyperparameters, "n_steps": 64, "batch_size": 64}
         monkeypatch.setitem(VARIANTS, name, replace(VARIANTS[name], hyperparameters=short))
-    runs = carry_out(make(tmp_path, names, [1000, 1001], 768), Results(tmp_path), jobs=1)
+    runs = carry_out(make(tmp_path, names, [1000, 1001], 192), Results(tmp_path), jobs=1)
     assert [run.is_finished for run in runs] == [True] * 4
     found = {run.key[1:]: run for run in runs}
     for seed, other in ((1000, 1001), (1001, 1000)):
         replayed, recorded = found["adaptive_trpo-replayed", seed], found["adaptive_trpo", other]
-        assert recorded.progress()["timesteps"].tolist() == [256, 512, 768]
+        assert recorded.progress()["timesteps"].tolist() == [64, 128, 192]
         assert recorded.progress()["radius"].iloc[0] == 0.01
         assert replayed.record["replayed_seed"] == other
         np.testing.assert_allclose(replayed.progress()["radius"], recorded.progress()["radius"], rtol=1e-4)
@@ -319,10 +309,10 @@ def test_a_grid_ends_when_the_code_changes(tmp_path: Path, monkeypatch: pytest.M
     assert list(Results(tmp_path).all()) == []
 
 
-def test_a_run_of_other_code_is_refused_where_it_would_run(tmp_path: Path) -> None:
+def test_a_run_of_other_code_is_refused_where_it_would_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [spec] = make(tmp_path, ["npg"], [1000])
     changed = replace(spec, versions={"torch": "0.1"}, modules={"sb3_trustregion.npg": "0123"})
-    _, files = process.execute(changed.to_json(), "")
+    files = process.collect(tmp_path, changed, start(changed, tmp_path, monkeypatch))
     assert list(files) == [MISMATCH_FILE]
     assert re.fullmatch(rb"torch \S+ instead of 0.1, sb3_trustregion.npg \S+ instead of 0123", files[MISMATCH_FILE])
 
@@ -353,84 +343,78 @@ def are_gone(processes: list[psutil.Process]) -> bool:
     return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
 
 
-def start_grid(output: Path, *options: str) -> subprocess.Popen[bytes]:
-    tasks = ["--tasks", "CartPole-v1", "--variants", "trpo-default", "--n-timesteps", "2048", "--seeds"]
-    command = [sys.executable, "-m", "sb3_trustregion.benchmark", "run", "--output", str(output), *options, *tasks]
-    return subprocess.Popen([*command, "1000", "1001", "1002"], start_new_session=True, preexec_fn=heed_ctrl_c)
+GRID: dict[str, Any] = {"variants": [{"tiny-ppo": TINY_PPO}], "seeds": [1000, 1001, 1002], "n_timesteps": 128}
 
 
-def test_a_stopped_grid_goes_on(tmp_path: Path) -> None:
+def test_a_stopped_grid_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, grid = tmp_path / "output", tmp_path / "grid.yml"
+    grid.write_text(yaml.safe_dump({"output": str(output), "tasks": ["CartPole-v1"], **GRID}))
+
+    def start_grid(jobs: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "sb3_trustregion.benchmark", "run", str(grid), "--jobs", str(jobs)]
+        return subprocess.Popen(command, start_new_session=True, preexec_fn=heed_ctrl_c)
+
     # As Ctrl-C does on a terminal: to the whole process group.
-    process = start_grid(tmp_path, "--jobs", "1")
-    wait_until(lambda: finished(tmp_path), "the first run")
+    process = start_grid(1)
+    wait_until(lambda: finished(output), "the first run")
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(PATIENCE) == 130
-    kept = {path: path.stat().st_mtime_ns for path in finished(tmp_path)}
-    process = start_grid(tmp_path, "--jobs", "2")
-    wait_until(lambda: len(trainings(process.pid)) == 2, "two runs")
+    kept = {path: path.stat().st_mtime_ns for path in finished(output)}
+    process = start_grid(2)
+    wait_until(lambda: trainings(process.pid), "another run")
     running = descendants(process.pid)
     process.kill()
     process.wait()
     wait_until(lambda: are_gone(running), "the end of all processes")
-    assert all(json.loads(path.read_text())["status"] == "finished" for path in finished(tmp_path))
-    process = start_grid(tmp_path, "--jobs", "2")
-    assert process.wait(PATIENCE) == 0
-    assert len(finished(tmp_path)) == 3
+    assert all(json.loads(path.read_text())["status"] == "finished" for path in finished(output))
+    # What is missing is what would be run.
+    executed, missing = forbid_execution(monkeypatch), 3 - len(finished(output))
+    assert len(carry_out(make(output, **GRID), Results(output), jobs=2)) == 3
+    assert len(executed) == missing
     assert all(path.stat().st_mtime_ns == kept[path] for path in kept)
 
 
-def start_dask(*arguments: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", *arguments, "--no-dashboard"]
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+@contextmanager
+def scheduler(**workers: Any) -> Iterator[str]:
+    """A Dask scheduler in this process; gives its address."""
+    with LocalCluster(processes=False, dashboard_address=None, **workers) as cluster:  # type: ignore[no-untyped-call]
+        yield cluster.scheduler_address
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """A Dask scheduler and two workers on loopback."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"tcp://127.0.0.1:{port}"
-    processes = [start_dask("distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port))]
-    # Workers do not wait for long.
-    wait_until(lambda: is_listening(port), "the start of the scheduler")
-    options = ["--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path / "dask")]
-    processes += [start_dask("distributed.cli.dask_worker", address, *options) for _ in range(2)]
-    try:
-        # The grid would not wait for the second one.
-        with Client(address, timeout=PATIENCE, set_as_default=False) as client:  # type: ignore[no-untyped-call]
-            client.wait_for_workers(2, timeout=PATIENCE)
-        yield address, processes[1:]
-    finally:
-        for process in processes:
-            process.kill()
-        for process in processes:
-            process.wait(PATIENCE)
-
-
-def is_listening(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    """A Dask scheduler and two workers on loopback, these in processes of their own."""
+    with scheduler(n_workers=0, host="127.0.0.1", protocol="tcp") as address:
+        options = ["--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(tmp_path / "dask")]
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", address, *options]
+        workers = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(2)]
+        try:
+            # The grid would not wait for the second one.
+            with Client(address, timeout=PATIENCE, set_as_default=False) as client:  # type: ignore[no-untyped-call]
+                client.wait_for_workers(2, timeout=PATIENCE)
+            yield address, workers
+        finally:
+            for worker in workers:
+                worker.kill()
+            for worker in workers:
+                worker.wait(PATIENCE)
 
 
 def test_a_cluster_may_lose_a_worker(tmp_path: Path, cluster: tuple[str, list[subprocess.Popen[bytes]]]) -> None:
     address, workers = cluster
-    output = tmp_path / "results"
-    process = start_grid(output, "--address", address)
-    running = wait_until(lambda: trainings(workers[0].pid), "a run on the first worker")
-    workers[0].kill()
-    wait_until(lambda: are_gone(running), "the end of its run")
-    assert process.wait(2 * PATIENCE) == 0
-    assert len(finished(output)) == 3
-    assert all(json.loads(path.read_text())["status"] == "finished" for path in finished(output))
+    specs = make(tmp_path, **{**GRID, "seeds": [1000, 1001]})
+    with ThreadPoolExecutor() as executor:
+        carried = executor.submit(carry_out, specs, Results(tmp_path), address=address)
+        running = wait_until(lambda: trainings(workers[0].pid), "a run on the first worker")
+        workers[0].kill()
+        wait_until(lambda: are_gone(running), "the end of its run")
+        assert [run.is_finished for run in carried.result(2 * PATIENCE)] == [True] * 2
 
 
 def test_no_worker_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(campaign, "SECONDS_FOR_WORKERS", 1)
-    with LocalCluster(n_workers=0, processes=False, dashboard_address=None) as scheduler:  # type: ignore[no-untyped-call]
-        address = scheduler.scheduler_address
-        with pytest.raises(TimeoutError):
-            carry_out(make(tmp_path, ["npg"], [1000]), Results(tmp_path), address=address)
+    with scheduler(n_workers=0) as address, pytest.raises(TimeoutError):
+        carry_out(make(tmp_path, ["npg"], [1000]), Results(tmp_path), address=address)
 
 
 def test_no_scheduler_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,10 +83,12 @@ def test_tables_are_written_beside_it(report: Path) -> None:
 
 
 def test_a_report_on_nothing_complete_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sb3_trustregion.benchmark.run.grid.check_envpool", lambda tasks: None)  # to read, none is needed
+    monkeypatch.setattr(
+        "sb3_trustregion.benchmark.run.grid.check_envpool", lambda tasks: None
+    )  # to read, none is needed
     write_results(tmp_path, ["Acrobot-v1"], ["npg"], [1000], backend="envpool")
     write_results(tmp_path, ["CartPole-v1"], ["ppo-default"], [1001], backend="envpool")
-    assert cli.main(["report", str(tmp_path), "--output", str(tmp_path / "elsewhere")]) == 0
+    assert cli.main(["report", str(tmp_path), "--output", str(tmp_path / "elsewhere"), "--reps", "20"]) == 0
     page = (tmp_path / "elsewhere" / "report.html").read_text()
     assert "Left out of what is taken over all tasks: Acrobot-v1: runs of ppo-default, npg are missing" in page
     assert "EnvPool, exploration only" in page
