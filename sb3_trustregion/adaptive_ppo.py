@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_trustregion.common.guard import accept, refuse
 from sb3_trustregion.common.judge import Judge, Snapshot, Verdict, make_judge, rule_of
-from sb3_trustregion.common.learning_data import LEAST_SAMPLES, make_batch, replace_faulty_samples
+from sb3_trustregion.common.learning_data import LEAST_SAMPLES, make_batch, replace_faulty_samples, unit_of_advantages
 from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, begin_update, find_actor
 from sb3_trustregion.common.update_log import log_update, of_evaluation
 from sb3_trustregion.common.validation import (
@@ -58,10 +58,11 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
 
     :param clip_range: the *initial* ε, it can be a function of the current progress remaining (from 1 to 0):
         then ε is that schedule times a factor that starts at 1 and is adapted. ``train/clip_range`` logs the product
-    :param radius_rule: ``"bayesian"`` (default: ``radius_prior`` and the pooled ratio, weighed by its standard error),
+    :param radius_rule: ``"bayesian"`` (default: a prior at ``radius_prior``, moved by how promises were kept),
         ``"textbook"`` (Nocedal & Wright, algorithm 4.1, on each raw ratio), ``"fixed"`` (the factor on ε stays 1), or a
         function from ``TrustRegionState`` and ``Improvement`` to a factor on the squared length of a step
-    :param radius_prior: ε that is known to be good: where evidence is weak, ε drifts there from wherever it started
+    :param radius_prior: ε that is known to be good: where evidence is weak, ε drifts there from wherever it started.
+        Where ``clip_range`` is a schedule this is ε at its start, and falls with the schedule
     :param radius_window: over how many steps evidence is pooled, fading exponentially
     :param radius_bounds: lower and upper bound on the factor on ε
     :param rollback_z: undo an update that was worse by more than this many standard errors; None never undoes
@@ -75,6 +76,8 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
     # ε is a ratio, so it goes with the length of a step; a KL goes with its square.
     _radius_exponent = 1.0
     _own_arguments = ("radius_rule", "clip_range")
+    # The schedule and what it starts from: it may count its calls, so it is asked as often as by stock, and once more.
+    _clip_range_asked: tuple[Any, float] | None = None
 
     def __init__(
         self,
@@ -172,7 +175,12 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
 
     def _given_clip_range(self) -> float:
         """What the schedule starts from: where the user gives another one, its factor starts anew."""
-        return float(as_schedule(self.clip_range)(1.0))
+        if self._clip_range_asked is None or self._clip_range_asked[0] is not self.clip_range:
+            self._clip_range_asked = self.clip_range, float(as_schedule(self.clip_range)(1.0))
+        return self._clip_range_asked[1]
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_clip_range_asked"]
 
     @property
     def region(self) -> TrustRegionState:
@@ -201,7 +209,9 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
             return log_update(self, StepStatus.INVALID, verdict)
         surrogate = self._surrogate(batch.centred(scale=False), actor)  # step 1
         before = Snapshot.of(policy)
-        fault = self._run_epochs(verdict.radius)  # steps 2-3
+        assert callable(self.clip_range)
+        clip_range = self.clip_range(self._current_progress_remaining) * verdict.radius
+        fault = self._run_epochs(clip_range)  # steps 2-3
         evaluation = surrogate.at(actor.flatten(policy))
         if not evaluation.is_finite or not is_finite(snapshot(policy)):
             before.restore(policy, with_statistics=True)
@@ -210,24 +220,25 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         if fault is not None:
             raise fault
         accept(self)
-        promise = self._promise(surrogate, evaluation, actor.flatten(policy), verdict.radius)
-        self.judge.expect(promise, rollout, before, policy)
+        promise = self._promise(surrogate, evaluation, actor.flatten(policy), clip_range)
+        unit = unit_of_advantages(rollout, self.rollout_buffer) if rollout.is_recorded else 1.0
+        self.judge.expect(promise, rollout, before, policy, unit)
         found = of_evaluation(surrogate, evaluation, promise.linear_gain) | {"reliability": promise.reliability}
         log_update(self, StepStatus.ACCEPTED, verdict, **found)
 
     def _surrogate(self, batch: Batch, actor: ParameterVector) -> Surrogate:
         return Surrogate(self.policy, actor, batch, CG_DAMPING, FISHER_SUB_SAMPLING_FACTOR)
 
-    def _run_epochs(self, factor: float) -> ValueError | None:
+    def _run_epochs(self, clip_range: float) -> ValueError | None:
         """
         PPO's own epochs, which see ε = schedule × factor and nothing else.
 
-        :param factor: on ε
+        :param clip_range: that ε
         :return: what ``torch.distributions`` raises where parameters are not finite any more
         """
         schedule = self.clip_range
         assert callable(schedule)
-        self.clip_range = lambda progress_remaining: schedule(progress_remaining) * factor
+        self.clip_range = lambda _: clip_range
         try:
             super().train()
         except ValueError as error:
@@ -237,13 +248,11 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
             self.policy.set_training_mode(False)
         return None
 
-    def _promise(self, surrogate: Surrogate, evaluation: Evaluation, reached: th.Tensor, factor: float) -> Promise:
+    def _promise(self, surrogate: Surrogate, evaluation: Evaluation, reached: th.Tensor, clip_range: float) -> Promise:
         """What the update promises on data that it was not fitted to, by the natural gradient's share of noise."""
         product, gradient, noise = surrogate.fisher_product, surrogate.gradient, surrogate.noise_gradient
         solution = conjugate_gradient(product, gradient, CG_MAX_STEPS, CG_RESIDUAL_TOL)
         noise_solution = conjugate_gradient(product, noise, CG_MAX_STEPS, CG_RESIDUAL_TOL)
-        assert callable(self.clip_range)
-        clip_range = self.clip_range(self._current_progress_remaining) * factor
         return Promise(
             gain=evaluation.gain,
             gain_stderr=evaluation.gain_stderr,

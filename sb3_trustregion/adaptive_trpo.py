@@ -8,6 +8,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_trustregion.common.judge import Judge, Snapshot, Verdict, make_judge, rule_of
+from sb3_trustregion.common.learning_data import unit_of_advantages
 from sb3_trustregion.common.natural_gradient import NaturalGradientAlgorithm
 from sb3_trustregion.common.on_policy import begin_update
 from sb3_trustregion.common.update_log import log_update, of_policy, of_step
@@ -54,7 +55,7 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
     :param cg_residual_tol: stop Conjugate Gradient at this relative residual ‖g - (F + λI)x‖/‖g‖
     :param fisher_sub_sampling_factor: take the Fisher matrix over one in so many states (256 at least), the gradient
         over all: the policy gains as much from it at the same KL
-    :param radius_rule: ``"bayesian"`` (default: ``radius_prior`` and the pooled ratio, weighed by its standard error),
+    :param radius_rule: ``"bayesian"`` (default: a prior at ``radius_prior``, moved by how promises were kept),
         ``"textbook"`` (Nocedal & Wright, algorithm 4.1, on each raw ratio), ``"fixed"`` (the radius stays
         ``target_kl``), or a function from ``TrustRegionState`` and ``Improvement`` to a factor on the squared length of
         a step
@@ -206,7 +207,8 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
         found = of_step(surrogate, step, solution) | {"value_loss": self._fit_critic(batch, actor)}
         if step.status is StepStatus.ACCEPTED:
             promise = self._promise(surrogate, solution, step, verdict.radius)
-            self.judge.expect(promise, rollout, before, self.policy)
+            unit = unit_of_advantages(rollout, self.rollout_buffer) if rollout.is_recorded else 1.0
+            self.judge.expect(promise, rollout, before, self.policy, unit)
             found["reliability"] = promise.reliability
         elif step.radius_at_fault:
             self.judge.shrink()

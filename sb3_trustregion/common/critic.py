@@ -34,14 +34,15 @@ def fit_critic(
     policy.set_training_mode(False)
     mean_loss = float(th.stack(losses).mean())
     # Adam's second moment overflows first: infinite, it would hold the critic still for good.
-    moments = [value for p in critic for value in optimizer.state[p].values() if isinstance(value, th.Tensor)]
+    moments = [value for p in critic for value in optimizer.state.get(p, {}).values() if isinstance(value, th.Tensor)]
     if np.isfinite(mean_loss) and all(bool(th.isfinite(value).all()) for value in (*critic, *moments)):
         return mean_loss
     warnings.warn("the critic's fit left the finite numbers and was undone", stacklevel=3)
     with th.no_grad():
         for parameter, value, state in zip(critic, before, state_before, strict=True):
             parameter.copy_(value)
-            optimizer.state[parameter] = state
+            if parameter in optimizer.state:
+                optimizer.state[parameter] = state
     return float("nan")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_trustregion.common.learning_data import LARGEST, BoolArray, ObsArray
@@ -31,35 +31,55 @@ class UnusableDataError(ValueError):
     """Nothing can be learned from what the environment returns. A ``ValueError``: the Zoo's search prunes on those."""
 
 
-class Screen(VecEnvWrapper):
+class Screen:
     """
     Looks at raw values before ``VecNormalize`` does. In a step that brought nothing sound its statistics stand still.
 
-    :param normalizer: whose environment this is put before
+    Not a wrapper: who looks through the wrappers meets the user's own. Two methods of the environment's instance are
+    overlaid for as long as it looks.
+
+    :param normalizer: beneath which it looks
     """
 
     def __init__(self, normalizer: VecNormalize) -> None:
-        # Not that of VecEnv, which asks the environments a question that stock algorithms do not ask.
-        self.venv = normalizer.venv
-        self.num_envs = normalizer.num_envs
-        self.observation_space, self.action_space = self.venv.observation_space, self.venv.action_space
-        self.class_attributes = dict(vars(type(self)))
-        self.normalizer = normalizer
-        self.training = normalizer.training
+        self.normalizer, self.num_envs = normalizer, normalizer.num_envs
         self.observation = np.zeros(self.num_envs, dtype=bool)
         self.reward = np.zeros(self.num_envs, dtype=bool)
         self.terminal = np.zeros(self.num_envs, dtype=bool)
+        self._stands_still = False
+        self.put_in()
+
+    def put_in(self) -> None:
+        """Look at what the environment beneath returns from now on."""
+        self.venv = self.normalizer.venv
+        self._own: dict[str, Any] = {
+            name: vars(self.venv)[name] for name in ("reset", "step_wait") if name in vars(self.venv)
+        }
+        self._reset, self._step_wait = self.venv.reset, self.venv.step_wait
+        vars(self.venv).update({"reset": self.reset, "step_wait": self.step_wait})
+
+    def take_out(self) -> None:
+        """Leave the environment as it was, and its statistics as the user wants them."""
+        for name in ("reset", "step_wait"):
+            vars(self.venv).pop(name, None)
+        vars(self.venv).update(self._own)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._stands_still:
+            self.normalizer.training, self._stands_still = True, False
 
     def reset(self) -> VecEnvObs:
         """The first observations, finite."""
-        return self._screened(self.venv.reset(), None)
+        return self._screened(self._reset(), None)
 
     def step_wait(self) -> VecEnvStepReturn:
         """One step, finite."""
-        observations, rewards, dones, infos = self.venv.step_wait()
-        self.reward = ~usable(rewards)
-        last_rewards = self.normalizer.old_reward
-        replace(rewards, self.reward, last_rewards if len(last_rewards) == self.num_envs else None)
+        observations, rewards, dones, infos = self._step_wait()
+        if self.normalizer.norm_reward:
+            self.reward = ~usable(rewards)
+            last_rewards = self.normalizer.old_reward
+            replace(rewards, self.reward, last_rewards if len(last_rewards) == self.num_envs else None)
         self.terminal = np.array(
             [done and not self._end_is_sound(info) for done, info in zip(dones, infos, strict=True)]
         )
@@ -68,16 +88,17 @@ class Screen(VecEnvWrapper):
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Out of the way for a while: callbacks go through the wrappers, and may change them."""
-        self.normalizer.venv, self.normalizer.training = self.venv, self.training
+        self.take_out()
         try:
             yield
         finally:
-            self.venv, self.training = self.normalizer.venv, self.normalizer.training
-            self.normalizer.venv = self
+            self.put_in()
 
     def _screened(self, observations: VecEnvObs, last: Any) -> VecEnvObs:
+        self._go_on()
         self.observation = ~self._sound(observations, self.num_envs)
-        self.normalizer.training = self.training and not bool((self.observation | self.reward).all())
+        if self.normalizer.training and bool((self.observation | self.reward).all()):
+            self.normalizer.training, self._stands_still = False, True
         replace(observations, self.observation, last)
         return observations
 
@@ -102,11 +123,11 @@ def screened(env: VecEnv) -> Iterator[Screen | None]:
     if normalizer is None:
         yield None
         return
-    screen = normalizer.venv = Screen(normalizer)
+    screen = Screen(normalizer)
     try:
         yield screen
     finally:
-        normalizer.venv, normalizer.training = screen.venv, screen.training
+        screen.take_out()
 
 
 def usable(values: Any) -> BoolArray:

@@ -204,7 +204,9 @@ class Judge:
             self.rejected = Rejected(pending._replace(before=restored, left=left), after, before)
         return Verdict(self.state, measured, self.state.rolled_back)
 
-    def expect(self, promise: Promise, rollout: Rollout, before: Snapshot, policy: ActorCriticPolicy) -> None:
+    def expect(
+        self, promise: Promise, rollout: Rollout, before: Snapshot, policy: ActorCriticPolicy, unit: float = 1.0
+    ) -> None:
         """
         Register a step, to be judged by the next rollout; by the surrogate it is judged at once.
 
@@ -212,12 +214,15 @@ class Judge:
         :param rollout: that it was computed from
         :param before: the policy before the update
         :param policy: after the whole update
+        :param unit: rewards for each unit of the advantages that the promise is made of; 0 where that is not known:
+            the step is not judged
         """
         policy = uncompiled(policy)
         if self.estimator == "surrogate":
             linear = promise._replace(gain=promise.linear_gain, reliability=1.0)
             self.state = self.decide(self.perceive(Improvement(promise.gain, 0.0, linear)))
-        elif rollout.is_recorded:
+        elif rollout.is_recorded and unit > 0.0:
+            promise = promise.scaled(unit)
             scale = float(rollout.scales[-1])
             if self.estimator == "episodes":
                 baseline = episode_returns(rollout.episode_returns / scale)

@@ -102,9 +102,16 @@ class Rollout(NamedTuple):
         return result
 
 
+def _on_cpu(value: Any) -> Any:
+    """Users keep tensors in buffers of their own."""
+    if isinstance(value, dict):
+        return {key: _on_cpu(part) for key, part in value.items()}
+    return value.cpu().numpy() if isinstance(value, th.Tensor) else value
+
+
 def in_time(buffer: RolloutBuffer, name: str) -> Any:
     """One of a full buffer's arrays as (T, N, ...), or a dict of those, even if ``get()`` has flattened it."""
-    value = getattr(buffer, name)
+    value = _on_cpu(getattr(buffer, name))
     if not buffer.generator_ready or name not in FLATTENED:
         return value
 
@@ -113,6 +120,27 @@ def in_time(buffer: RolloutBuffer, name: str) -> Any:
         return array.reshape(buffer.n_envs, buffer.buffer_size, *rest).swapaxes(0, 1)
 
     return {key: unflattened(part) for key, part in value.items()} if isinstance(value, dict) else unflattened(value)
+
+
+def unit_of_advantages(rollout: Rollout, buffer: RolloutBuffer) -> float:
+    """
+    Rewards for each unit of the buffer's advantages: 1 where SB3 computed them, another where the user has scaled them.
+
+    :return: slope of GAE's advantages on the buffer's; 0 where the two say different things
+    """
+    residuals = np.nan_to_num(rollout._replace(scales=np.ones(len(rollout.scales))).own_residuals(1.0))
+    own, last = np.zeros_like(residuals), np.zeros(residuals.shape[1])
+    for t in reversed(range(len(own))):
+        last = own[t] = residuals[t] + buffer.gamma * buffer.gae_lambda * ~rollout.dones[t] * last
+    sound = ~rollout.faulty & np.isfinite(in_time(buffer, "advantages"))
+    x, y = (np.asarray(one, dtype=np.float64)[sound] for one in (in_time(buffer, "advantages"), own))
+    x, y = x - x.mean(), y - y.mean()
+    if not x.dot(x) > 0.0 or not y.dot(y) > 0.0:
+        return 1.0
+    slope, correlation = x.dot(y) / x.dot(x), x.dot(y) / np.sqrt(x.dot(x) * y.dot(y))
+    if not correlation > 0.5:
+        return 0.0
+    return 1.0 if abs(slope - 1.0) < 0.1 else float(slope)
 
 
 def flatten_time(observations: ObsArray) -> ObsArray:
@@ -154,18 +182,29 @@ def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
     """
     view = copy.copy(buffer)
     if type(buffer).get not in (RolloutBuffer.get, DictRolloutBuffer.get):
-        if isinstance(view.observations, dict):
-            vars(view)["observations"] = dict(view.observations)
+        # Copies: who writes in place there must not do so twice.
+        arrays = {
+            name: value for name, value in vars(buffer).items() if isinstance(value, np.ndarray | th.Tensor | dict)
+        }
+        vars(view).update(copy.deepcopy(arrays))
         random_state = np.random.get_state()  # noqa: NPY002
-        samples = next(iter(view.get(batch_size=None)))
+        with th.random.fork_rng(devices=[]):
+            parts = list(view.get(buffer.buffer_size * buffer.n_envs))  # None is not known to each
         np.random.set_state(random_state)  # noqa: NPY002
-        return samples, False
+        return (parts[0] if len(parts) == 1 else type(parts[0])(*map(_joined, zip(*parts, strict=True)))), False
     for name in FLATTENED:
         value = in_time(buffer, name)
         is_dict = isinstance(value, dict)
         flat: Any = {k: view.swap_and_flatten(v) for k, v in value.items()} if is_dict else view.swap_and_flatten(value)
         setattr(view, name, flat)
     return view._get_samples(np.arange(buffer.buffer_size * buffer.n_envs)), True
+
+
+def _joined(parts: Any) -> Any:
+    """Of all mini-batches."""
+    if isinstance(parts[0], dict):
+        return {key: th.cat([part[key] for part in parts]) for key in parts[0]}
+    return th.cat(parts) if isinstance(parts[0], th.Tensor) else parts[0]
 
 
 def replace_faulty_samples(buffer: RolloutBuffer, faulty: BoolArray) -> None:

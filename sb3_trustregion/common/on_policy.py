@@ -1,6 +1,7 @@
 """The seams of Stable-Baselines3 that all our algorithms share: set-up, collect, learn, save, load."""
 
 import inspect
+import math
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,7 +24,14 @@ from sb3_trustregion.common.guard import screened
 from sb3_trustregion.common.judge import Judge
 from sb3_trustregion.common.learning_data import Rollout
 from sb3_trustregion.common.recorder import Recorder, RecordingCallback
-from sb3_trustregion.common.validation import check_bool, check_integer, check_number, check_schedule, settle
+from sb3_trustregion.common.validation import (
+    as_schedule,
+    check_bool,
+    check_integer,
+    check_number,
+    check_schedule,
+    settle,
+)
 from sb3_trustregion.core.batch import Batch, take
 from sb3_trustregion.core.distributions import check_supported
 from sb3_trustregion.core.functional import uncompiled
@@ -137,6 +145,9 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         stock = StockModel(path, get_device(device), custom_objects, print_system_info)
         accepted = set(inspect.signature(cls).parameters)
         arguments = {"policy": stock.data["policy_class"], **stock.arguments(accepted), **kwargs}
+        start = arguments.get("clip_range" if "n_epochs" in accepted else "target_kl")
+        if "radius_prior" in accepted and start is not None and 0.0 < as_schedule(start)(1.0) < math.inf:
+            arguments.setdefault("radius_prior", as_schedule(start)(1.0))  # what was chosen is where it is to stay
         env = cls._wrap_env(maybe_make_env(env, 0))
         stock.check_spaces(env)
         model = cls(env=env, device=device, **arguments)

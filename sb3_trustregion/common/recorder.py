@@ -38,6 +38,9 @@ class Recorder:
         self._truncated: list[int] = []
         self._episodes: list[tuple[float, float]] = []
         self._rewards: Any = None
+        self._stood_in: list[Any] = []
+        self._bad_rewards: list[BoolArray] = []
+        self._otherwise_faulty: list[BoolArray] = []
 
     def start(self, n_envs: int, screen: Screen | None) -> None:
         """The environments have been reset, beneath a screen perhaps: what was noted before is over."""
@@ -72,11 +75,14 @@ class Recorder:
         self._note("reward", bad_rewards)
         self._note("observation", bad_observations)
         self._rewards = np.array(rewards)
-        faulty = self.faulty_observation | bad_rewards | (bad_observations & ~dones)
+        faulty = self.faulty_observation | (bad_observations & ~dones)
         for env_index in dones.nonzero()[0]:
             faulty[env_index] |= screen is not None and screen.terminal[env_index]
             faulty[env_index] |= self._end(model, int(env_index), len(dones), seen["infos"][env_index])
-        self._faulty.append(faulty)
+        self._otherwise_faulty.append(faulty)
+        self._faulty.append(faulty | bad_rewards)
+        self._bad_rewards.append(bad_rewards)
+        self._stood_in.append(self._rewards)
         self.faulty_observation = bad_observations
         self._scales.append(reward_scale(unwrap_vec_normalize(seen["env"])))
 
@@ -120,9 +126,14 @@ class Recorder:
         """What is in the model's full buffer, in the order of time, with what was recorded beside it."""
         buffer = model.rollout_buffer
         shape = buffer.buffer_size, buffer.n_envs
-        is_recorded = len(self._faulty) == buffer.buffer_size
+        is_recorded = (
+            len(self._faulty) == buffer.buffer_size
+            and self._faulty[0].shape == buffer.episode_starts[0].shape  # not twice the samples, say
+            and hasattr(buffer, "observations")
+        )
         if not is_recorded:
             self._clear()
+            return unrecorded(shape, model.gamma)
         ends, truncated = _stacked(self._terminal_observations), np.array(self._truncated, dtype=np.int64)
         # In evaluation mode, as the policy acts: what SB3 added to truncated rewards is taken off again.
         model.policy.set_training_mode(False)
@@ -130,6 +141,11 @@ class Recorder:
         rewards = np.array(buffer.rewards, dtype=np.float64).reshape(shape)
         rewards.reshape(-1)[truncated] -= model.gamma * end_values
         assert model._last_episode_starts is not None
+        stood_in, bad_rewards = np.stack(self._stood_in), np.stack(self._bad_rewards)
+        bad_rewards.reshape(-1)[truncated] = False
+        faulty = np.stack(self._faulty)
+        if np.any(rewards[bad_rewards] != stood_in[bad_rewards]):  # the user has put in rewards of their own
+            faulty = np.stack(self._otherwise_faulty)
         dones = np.concatenate([buffer.episode_starts[1:], model._last_episode_starts[None]]).astype(bool)
         episodes = np.array(self._episodes, dtype=np.float64).reshape(-1, 2)
         rollout = Rollout(
@@ -144,8 +160,8 @@ class Recorder:
             last_values=values_of(model.policy, obs_as_tensor(model._last_obs, model.device)),  # type: ignore[arg-type]
             terminal_values=end_values,
             dones=dones,
-            scales=np.array(self._scales) if is_recorded else np.ones(shape[0]),
-            faulty=np.stack(self._faulty) if is_recorded else np.zeros(shape, dtype=bool),
+            scales=np.array(self._scales),
+            faulty=faulty,
             episode_returns=episodes[:, 0],
             episode_lengths=episodes[:, 1],
             gamma=float(model.gamma),
@@ -154,6 +170,31 @@ class Recorder:
         )
         self._clear()
         return rollout
+
+
+def unrecorded(shape: tuple[int, int], gamma: float) -> Rollout:
+    """What was not collected here, or is not one sample a step: learned from, judged by nobody."""
+    n, ends = np.zeros(shape), np.zeros(shape[1])
+    return Rollout(
+        observations=n,
+        last_observations=ends,
+        terminal_observations=None,
+        truncated=np.zeros(0, dtype=np.int64),
+        actions=n,
+        log_probs=n,
+        rewards=n,
+        values=n,
+        last_values=ends,
+        terminal_values=np.zeros(0),
+        dones=n.astype(bool),
+        scales=np.ones(shape[0]),
+        faulty=n.astype(bool),
+        episode_returns=np.zeros(0),
+        episode_lengths=np.zeros(0),
+        gamma=float(gamma),
+        is_recorded=False,
+        starts_fresh=False,
+    )
 
 
 class RecordingCallback(BaseCallback):
@@ -186,9 +227,10 @@ class RecordingCallback(BaseCallback):
 
     def on_step(self) -> bool:
         """Whether training goes on."""
-        self.recorder.step(self.model, self.locals, self.screen)  # type: ignore[arg-type]
         with self._aside():
-            return self.callback.on_step()
+            goes_on = self.callback.on_step()  # first: what the user mends is no fault
+        self.recorder.step(self.model, self.locals, self.screen)  # type: ignore[arg-type]
+        return goes_on
 
     def on_rollout_end(self) -> None:
         """A rollout ends."""

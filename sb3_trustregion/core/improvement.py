@@ -50,6 +50,11 @@ class Promise(NamedTuple):
     length: float
     used_radius: bool
 
+    def scaled(self, unit: float) -> "Promise":
+        """The same in another unit of reward."""
+        gain, gain_stderr, linear_gain = (unit * value for value in (self.gain, self.gain_stderr, self.linear_gain))
+        return self._replace(gain=gain, gain_stderr=gain_stderr, linear_gain=linear_gain)
+
     @property
     def predicted(self) -> float:
         """Improvement that is expected on fresh data. Beyond its linear prediction a gain is noise of large ratios."""

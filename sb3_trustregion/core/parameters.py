@@ -25,6 +25,7 @@ class ParameterVector(NamedTuple):
 
     names: tuple[str, ...]
     shapes: tuple[th.Size, ...]
+    dtypes: tuple[th.dtype, ...]
     differentiable_twice: bool = True
 
     @property
@@ -40,7 +41,10 @@ class ParameterVector(NamedTuple):
     def unflatten(self, vector: th.Tensor) -> dict[str, th.Tensor]:
         """Views into a vector (P,) by parameter name."""
         parts = th.split(vector, self.sizes)
-        return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
+        return {
+            name: part.view(shape).to(dtype)
+            for name, part, shape, dtype in zip(self.names, parts, self.shapes, self.dtypes, strict=True)
+        }
 
     @th.no_grad()
     def write(self, policy: ActorCriticPolicy, vector: th.Tensor) -> None:
@@ -52,7 +56,7 @@ class ParameterVector(NamedTuple):
             named[name].copy_(value)
 
 
-NOBODY = ParameterVector((), ())
+NOBODY = ParameterVector((), (), ())
 
 
 def actor_parameters(policy: ActorCriticPolicy, observations: Observations) -> ParameterVector:
@@ -71,7 +75,12 @@ def actor_parameters(policy: ActorCriticPolicy, observations: Observations) -> P
     gradients = th.autograd.grad(total, list(trainable.values()), retain_graph=True, allow_unused=True)
     found = [name for name, gradient in zip(trainable, gradients, strict=True) if gradient is not None]
     leaves = [trainable[name] for name in found]
-    return ParameterVector(tuple(found), tuple(leaf.shape for leaf in leaves), differentiable_twice(attached, leaves))
+    return ParameterVector(
+        names=tuple(found),
+        shapes=tuple(leaf.shape for leaf in leaves),
+        dtypes=tuple(leaf.dtype for leaf in leaves),
+        differentiable_twice=differentiable_twice(attached, leaves),
+    )
 
 
 def critic_parameters(policy: ActorCriticPolicy, actor: ParameterVector) -> list[th.nn.Parameter]:
@@ -109,7 +118,7 @@ def fingerprint(policy: ActorCriticPolicy, with_optimizer: bool = False) -> str:
         for state in policy.optimizer.state_dict()["state"].values():
             for name, value in state.items():
                 digest.update(name.encode())
-                digest.update(_bytes_of(th.as_tensor(value)) if value is not None else b"none")
+                digest.update(_bytes_of(value) if isinstance(value, th.Tensor) else repr(value).encode())
     return digest.hexdigest()
 
 

@@ -1,7 +1,5 @@
-"""Mistakes told by their own name, values that stock takes, and a report before there is anything to report."""
+"""Mistakes told by their own name, and values that stock takes."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +100,8 @@ OF_PPO: list[dict[str, Any]] = [
     {"vf_coef": 0},
 ]
 CASES = [
-    *[(algorithm, arguments) for algorithm in (AdaptiveTRPO, AdaptivePPO) for arguments in VALUES],
-    *[(AdaptivePPO, arguments) for arguments in OF_PPO],
+    *[(AdaptiveTRPO, arguments) for arguments in VALUES],
+    *[(AdaptivePPO, arguments) for arguments in [*VALUES[2:5], *OF_PPO]],
 ]
 
 
@@ -117,29 +115,3 @@ def test_values_that_stock_takes(tmp_path: Path, algorithm: type[Any], arguments
     assert not th.equal(before["action_net.bias"], model.policy.action_net.bias)
     model.save(tmp_path / "model")
     assert algorithm.load(tmp_path / "model", device="cpu").num_timesteps == 64
-
-
-@pytest.mark.slow
-def test_report_before_the_first_run_has_finished(tmp_path: Path) -> None:
-    """What ``run`` leaves behind when it is stopped at once is not taken for another's folder."""
-    pytest.importorskip("pandas")
-    command = [sys.executable, "-m", "sb3_trustregion.benchmark"]
-    arguments = ["--tasks", "CartPole-v1", "--variants", "ppo-zoo", "--seeds", "1000", "--jobs", "1"]
-    run = [*command, "run", *arguments, "--n-timesteps", "100000"]
-    process = subprocess.Popen(run, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    results = tmp_path / "benchmark-results"
-    try:
-        for _ in range(600):
-            if (results.exists() and any(results.iterdir())) or process.poll() is not None:
-                break
-            try:
-                process.wait(0.1)
-            except subprocess.TimeoutExpired:
-                continue
-    finally:
-        process.terminate()
-        output, _ = process.communicate(timeout=60)
-    assert results.exists(), output.decode()[-2000:]
-    told = subprocess.run([*command, "report", "benchmark-results"], cwd=tmp_path, capture_output=True, text=True)
-    assert "must be a folder that" not in told.stdout + told.stderr
-    assert "Traceback" not in told.stderr

@@ -11,7 +11,8 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from tests.helpers import ALGORITHMS, MEASURING, all_finite, make_model, state_of, train
+from sb3_trustregion import AdaptivePPO, PenaltyPPO
+from tests.helpers import MEASURING, all_finite, make_model, shared, state_of, train
 
 # Of each action space: the number of logits, and which of them may be masked.
 SPACES: dict[str, tuple[spaces.Space[Any], int, list[int]]] = {
@@ -72,7 +73,8 @@ SETTINGS = [
     *[("discrete", free, "inf") for free in (0.0, 1.0)],  # all but one masked, for good; nothing masked
     *[(kind, 0.5, fill) for kind, fill in (("discrete", "huge"), ("multi_binary", "lowest"))],
 ]
-CASES = [(algorithm, *setting) for algorithm in ALGORITHMS for setting in SETTINGS]
+CASES = [*shared(SETTINGS), *((algorithm, *SETTINGS[2]) for algorithm in (AdaptivePPO, PenaltyPPO))]
+CASES += [(AdaptivePPO, *setting) for setting in (SETTINGS[1], SETTINGS[3])] + [(PenaltyPPO, *SETTINGS[1])]
 
 
 @pytest.mark.filterwarnings("ignore:.*updates without a policy step")

@@ -11,9 +11,10 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
+from sb3_trustregion import AdaptivePPO, AdaptiveTRPO
 from sb3_trustregion.core.line_search import StepStatus
 from tests.faults.checks import assert_finite
-from tests.helpers import ALGORITHMS, make_model, train
+from tests.helpers import ALGORITHMS, make_model, shared, train
 
 VECTOR = spaces.Box(-np.inf, np.inf, (2,))
 MISSING = {"nan": np.nan, "inf": np.inf, "minus_inf": -np.inf}
@@ -99,8 +100,10 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("wrapper", "missing", "share", "as_dict"), CASES)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(
+    ("algorithm", "wrapper", "missing", "share", "as_dict"),
+    [*shared(CASES), *((algorithm, *CASES[-1]) for algorithm in ALGORITHMS if algorithm is not AdaptiveTRPO)],
+)
 def test_missing_values_are_learned_from(
     algorithm: type[Any], wrapper: str, missing: str, share: float, as_dict: bool
 ) -> None:
@@ -114,7 +117,7 @@ def test_missing_values_are_learned_from(
 
 
 @pytest.mark.filterwarnings("ignore:.*left out of training", "ignore:.*updates without a policy step")
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", [AdaptiveTRPO, AdaptivePPO])
 def test_where_the_policy_cannot_the_step_is_left_out(algorithm: type[Any]) -> None:
     """The counterpart: no extractor, hence bad data."""
     model = make_model(algorithm, tasks(np.nan, 0.1), n_steps=64)
@@ -124,7 +127,7 @@ def test_where_the_policy_cannot_the_step_is_left_out(algorithm: type[Any]) -> N
 
 
 @pytest.mark.filterwarnings("ignore:.*left out of training")
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", [AdaptiveTRPO, AdaptivePPO])
 def test_a_bad_reward_is_left_out_nevertheless(algorithm: type[Any]) -> None:
     env = tasks(np.nan)
     model = model_of(algorithm, env)

@@ -22,6 +22,7 @@ from tests.helpers import (
     assert_same,
     differs,
     make_model,
+    shared,
     state_of,
     train,
 )
@@ -109,8 +110,10 @@ COMPILED = (compiled, compiled_in_place, compiled_submodules)
 
 
 SETTINGS = [
-    *[(algorithm, change, True) for algorithm in (AdaptiveTRPO, AdaptivePPO) for change in CHANGES],
-    *[(algorithm, change, False) for algorithm in ALGORITHMS for change in (replaced, compiled, extended)],
+    *[(AdaptiveTRPO, change, True) for change in CHANGES],
+    *[(AdaptivePPO, change, True) for change in (of_other_names, without_sharing, *COMPILED[1:], with_tied_layers)],
+    *[(AdaptiveTRPO, change, False) for change in (compiled, extended)],
+    *[(algorithm, replaced, False) for algorithm in ALGORITHMS],
 ]
 
 
@@ -132,8 +135,7 @@ def test_what_is_there_is_trained(algorithm: type[Any], change: Callable[[Any], 
         assert "train/rho" in updates[1].logged
 
 
-@pytest.mark.parametrize("change", COMPILED)
-@pytest.mark.parametrize("algorithm", [AdaptiveTRPO, AdaptivePPO])
+@pytest.mark.parametrize(("algorithm", "change"), shared(COMPILED, others=(AdaptivePPO,)))
 def test_compiled_policies_learn_the_same(algorithm: type[Any], change: Callable[[Any], None]) -> None:
     plain, other = make_model(algorithm), None
     plain.learn(3 * 64)
@@ -143,8 +145,7 @@ def test_compiled_policies_learn_the_same(algorithm: type[Any], change: Callable
     assert_same(list(state_of(other.policy).values()), list(state_of(plain.policy).values()))
 
 
-@pytest.mark.parametrize("change", [copied, compiled_in_place])
-@each_algorithm
+@pytest.mark.parametrize(("algorithm", "change"), shared([compiled_in_place, copied]))
 def test_then_saved_and_loaded(algorithm: type[Any], change: Callable[[Any], None]) -> None:
     model = make_model(algorithm)
     change(model)

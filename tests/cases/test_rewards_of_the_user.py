@@ -12,12 +12,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecFram
 
 from sb3_trustregion import AdaptivePPO, AdaptiveTRPO
 from tests.cases.tasks import N_ENVS, UPDATE, Bandit, bandit_model, probability
-from tests.helpers import ALGORITHMS, MEASURING
+from tests.helpers import MEASURING, shared
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*updates without a policy step", "ignore:The environment is already")
-each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
-# What the two families share need not be gone through for each of them.
-each_family = pytest.mark.parametrize("algorithm", [AdaptiveTRPO, AdaptivePPO])
 N_UPDATES = 5
 
 
@@ -65,8 +62,10 @@ CALLBACKS = {
 }
 
 
-@pytest.mark.parametrize(("callback", "normalize"), [*((name, False) for name in CALLBACKS), ("each step", True)])
-@each_algorithm
+@pytest.mark.parametrize(
+    ("algorithm", "callback", "normalize"),
+    shared([("each step", True), *((name, False) for name in CALLBACKS)], AdaptiveTRPO, AdaptivePPO),
+)
 def test_a_callback_is_heard(algorithm: type[Any], callback: str, normalize: bool) -> None:
     env = DummyVecEnv([lambda: Bandit(0.1, 0.0)] * N_ENVS)
     model = bandit_model(algorithm, VecNormalize(env) if normalize else env)
@@ -148,8 +147,9 @@ class ResettingBuffer(RolloutBuffer):
 BUFFERS = [AddingBuffer, AdvantageBuffer, GettingBuffer, GeneratorBuffer, RewritingBuffer, ResettingBuffer]
 
 
-@pytest.mark.parametrize("buffer", BUFFERS)
-@each_family
+@pytest.mark.parametrize(
+    ("algorithm", "buffer"), [*shared(BUFFERS, others=(AdaptivePPO,)), (AdaptivePPO, GeneratorBuffer)]
+)
 def test_a_buffer_is_heard(algorithm: type[Any], buffer: type[RolloutBuffer]) -> None:
     env = DummyVecEnv([lambda: Bandit(0.1, 0.0)] * N_ENVS)
     model = bandit_model(algorithm, env, rollout_buffer_class=buffer)
@@ -191,8 +191,9 @@ WRAPPERS = {
 }
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-@each_family
+@pytest.mark.parametrize(
+    ("algorithm", "wrapper"), [*shared(WRAPPERS, others=(AdaptivePPO,)), (AdaptivePPO, "another reward")]
+)
 def test_a_wrapper_above_is_heard(algorithm: type[Any], wrapper: str) -> None:
     model = bandit_model(algorithm, WRAPPERS[wrapper](DummyVecEnv([lambda: Monitor(Bandit())] * N_ENVS)))
     model.learn(N_UPDATES * UPDATE)

@@ -9,7 +9,8 @@ import torch as th
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from tests.helpers import ALGORITHMS, MEASURING, assert_same, make_model, state_of
+from sb3_trustregion import AdaptivePPO
+from tests.helpers import ALGORITHMS, MEASURING, assert_same, make_model, shared, state_of
 
 
 class Far(gym.Env[Any, Any]):
@@ -97,14 +98,19 @@ def mean_of(norm: th.nn.Module) -> float:
     return float((norm.running_mean if hasattr(norm, "running_mean") else norm.mean)[0])
 
 
-@pytest.mark.parametrize(("kind", "shared"), [*((kind, True) for kind in LAYERS), ("batch norm", False)])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_statistics_follow_the_data(algorithm: type[Any], kind: str, shared: bool) -> None:
+@pytest.mark.parametrize(
+    ("algorithm", "kind", "separate"),
+    [
+        *shared([*((kind, False) for kind in LAYERS), ("batch norm", True)]),
+        *((AdaptivePPO, *case) for case in (("plain attributes", False), ("batch norm", True))),
+    ],
+)
+def test_statistics_follow_the_data(algorithm: type[Any], kind: str, separate: bool) -> None:
     policy_kwargs = {
         "net_arch": [8],
         "features_extractor_class": Extractor,
         "features_extractor_kwargs": LAYERS[kind],
-        "share_features_extractor": shared,
+        "share_features_extractor": not separate,
     }
     env = DummyVecEnv([Far] * 8)
     model = make_model(algorithm, env, n_steps=16, batch_size=32, policy_kwargs=policy_kwargs).learn(128 * 6)

@@ -6,15 +6,15 @@ import pytest
 from stable_baselines3.common.vec_env import VecNormalize
 
 from tests.environments import toy_vec_env
-from tests.helpers import MEASURING, make_model, train
+from tests.helpers import MEASURING, make_model, shared, train
 
 N_UPDATES = 8
 
 
 @pytest.mark.parametrize(
-    ("n_steps", "episode_length", "normalize"), [(32, 10, False), (32, 10, True), (16, 1000, False), (8, 4, False)]
+    ("algorithm", "n_steps", "episode_length", "normalize"),
+    shared([(32, 10, False), (32, 10, True), (16, 1000, False), (8, 4, False)], others=MEASURING),
 )
-@pytest.mark.parametrize("algorithm", MEASURING)
 def test_reset_each_time(algorithm: type[Any], n_steps: int, episode_length: int, normalize: bool) -> None:
     env = toy_vec_env(episode_length=episode_length, termination=0.0)
     model = make_model(algorithm, VecNormalize(env) if normalize else env, n_steps=n_steps, batch_size=16)

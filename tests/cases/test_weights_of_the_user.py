@@ -1,5 +1,6 @@
 """Weights that the user sets are nobody's step: they stay, and no step is judged by them."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,8 +8,9 @@ import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
+from sb3_trustregion import AdaptivePPO, AdaptiveTRPO
 from sb3_trustregion.core.line_search import StepStatus
-from tests.helpers import MEASURING, Ruinous, assert_same, make_model, point_at, state_of, train
+from tests.helpers import MEASURING, Ruinous, assert_same, make_model, point_at, shared, state_of, train
 
 each_measuring = pytest.mark.parametrize("algorithm", MEASURING)
 
@@ -75,7 +77,6 @@ WAYS = [
     by_one_parameter,
     by_another_policy,
 ]
-each_way = pytest.mark.parametrize("way", WAYS)
 
 
 def good_model(algorithm: type[Any], **kwargs: Any) -> Any:
@@ -86,8 +87,10 @@ def good_model(algorithm: type[Any], **kwargs: Any) -> Any:
     return model
 
 
-@each_way
-@each_measuring
+@pytest.mark.parametrize(
+    ("algorithm", "way"),
+    [*shared(WAYS, others=MEASURING), (AdaptivePPO, by_copy_in_place), (AdaptivePPO, by_another_policy)],
+)
 def test_between_two_learns(algorithm: type[Any], way: Callable[[Any], None]) -> None:
     model = good_model(algorithm)
     way(model)
@@ -128,9 +131,15 @@ class Overwriting(BaseCallback):
             self._overwrite()
 
 
-@pytest.mark.parametrize("at_start", [True, False], ids=["rollout start", "rollout end"])
-@pytest.mark.parametrize("way", [by_copy_in_place, by_another_policy])
-@each_measuring
+@pytest.mark.parametrize(
+    ("algorithm", "way", "at_start"),
+    [
+        (AdaptiveTRPO, by_copy_in_place, True),
+        (AdaptiveTRPO, by_another_policy, False),
+        (AdaptivePPO, by_copy_in_place, False),
+        (AdaptivePPO, by_another_policy, True),
+    ],
+)
 def test_by_a_callback(algorithm: type[Any], way: Callable[[Any], None], at_start: bool) -> None:
     model = make_model(algorithm, n_steps=64)
     point_at(model.policy, 0.5)
@@ -192,9 +201,14 @@ def no_moments(model: Any) -> None:
     model.policy.optimizer.state.clear()
 
 
-@pytest.mark.parametrize("change", [other_optimizer, other_rate, other_groups, no_moments])
-@pytest.mark.parametrize("ruin", [False, True])
-@each_measuring
+@pytest.mark.parametrize(
+    ("algorithm", "change", "ruin"),
+    shared(
+        itertools.product([other_optimizer, other_rate, other_groups, no_moments], [True, False]),
+        AdaptivePPO,
+        others=MEASURING,
+    ),
+)
 def test_another_optimiser(algorithm: type[Any], change: Callable[[Any], None], ruin: bool) -> None:
     """Replaced or set otherwise between two learns: it is the one that goes on, whatever becomes of the step."""
     model = good_model(algorithm)
