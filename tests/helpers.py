@@ -33,6 +33,20 @@ UPDATE = N_STEPS * N_ENVS  # time steps
 State = dict[str, th.Tensor]
 
 
+def shared(values: Iterable[Any], *chiefs: type[Any], others: tuple[type[Any], ...] = ALGORITHMS) -> list[Any]:
+    """
+    Cases of what algorithms share, which need not be gone through for each: everything for some, the first for others.
+
+    :param values: tuples of what comes after the algorithm, or one such thing each
+    :param chiefs: the algorithms that everything is for, by default AdaptiveTRPO
+    :param others: what the first is for, beside those
+    """
+    tuples = [value if isinstance(value, tuple) else (value,) for value in values]
+    chiefs = chiefs or (AdaptiveTRPO,)
+    first = [(other, *tuples[0]) for other in others if other not in chiefs]
+    return [(chief, *value) for chief in chiefs for value in tuples] + first
+
+
 def make_model(algorithm: type[Any], env: VecEnv | None = None, policy: Any = "MlpPolicy", **kwargs: Any) -> Any:
     """A model whose updates take milliseconds; arguments as in its constructor."""
     is_ppo = "n_epochs" in inspect.signature(algorithm).parameters

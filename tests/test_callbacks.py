@@ -32,6 +32,7 @@ from tests.helpers import (
     assert_healthy,
     assert_same,
     make_model,
+    shared,
     state_of,
     train,
 )
@@ -126,8 +127,7 @@ class Counter(BaseCallback):
         return True
 
 
-@pytest.mark.parametrize("kind", ["one", "list", "CallbackList", "function", "nested", "none"])
-@each_algorithm
+@pytest.mark.parametrize(("algorithm", "kind"), shared(["list", "one", "CallbackList", "function", "nested", "none"]))
 def test_every_form_of_callback(algorithm: type[Any], kind: str) -> None:
     seen: list[int] = []
     counters = [Counter(), Counter()]
@@ -206,8 +206,10 @@ LOGGED = {
 }
 
 
-@pytest.mark.parametrize("action", ACTION_SPACES)
-@each_algorithm
+@pytest.mark.parametrize(
+    ("algorithm", "action"),
+    [*shared(ACTION_SPACES), *((algorithm, "discrete") for algorithm in ALGORITHMS if algorithm is not AdaptiveTRPO)],
+)
 def test_logged_values(algorithm: type[Any], action: str) -> None:
     model = make_model(algorithm, toy_vec_env(action_space=ACTION_SPACES[action]))
     updates = train(model, 4)
@@ -253,8 +255,7 @@ def test_log_files(tmp_path: Path, algorithm: type[Any]) -> None:
     assert list(tmp_path.glob("events.out.tfevents.*"))
 
 
-@pytest.mark.parametrize("name", [None, "mine"])
-@each_algorithm
+@pytest.mark.parametrize(("algorithm", "name"), shared([None, "mine"]))
 def test_tensorboard_run_is_named_after_the_class(tmp_path: Path, algorithm: type[Any], name: str | None) -> None:
     model = make_model(algorithm, tensorboard_log=str(tmp_path))
     for _ in range(2):

@@ -33,7 +33,11 @@ ROLLOUT = N_STEPS * N_ENVS
 
 
 def make_env(vec_env_class: type[VecEnv] | None = None) -> VecNormalize:
-    return VecNormalize(make_vec_env("Pendulum-v1", N_ENVS, seed=3, vec_env_cls=vec_env_class))
+    # Forked, so that processes need not import everything once more.
+    options = {} if vec_env_class is None else {"start_method": "fork"}
+    return VecNormalize(
+        make_vec_env("Pendulum-v1", N_ENVS, seed=3, vec_env_cls=vec_env_class, vec_env_kwargs=options)  # type: ignore[arg-type]
+    )
 
 
 def make_model(algorithm: type[Any] = AdaptiveTRPO, env: VecEnv | None = None) -> Any:
@@ -46,8 +50,10 @@ def written(folder: Path, n_rollouts: int = 5, **kwargs: Any) -> list[Path]:
     return checkpoints(folder)
 
 
-@pytest.mark.parametrize("vec_env_class", [None, SubprocVecEnv])
-@pytest.mark.parametrize("algorithm", [NPG, AdaptiveTRPO, AdaptivePPO, PenaltyPPO])
+@pytest.mark.parametrize(
+    ("algorithm", "vec_env_class"),
+    [*((algorithm, None) for algorithm in (NPG, AdaptiveTRPO, AdaptivePPO, PenaltyPPO)), (AdaptiveTRPO, SubprocVecEnv)],
+)
 def test_resumed_run_equals_one_that_reset_its_environments(
     tmp_path: Path, algorithm: type[Any], vec_env_class: type[VecEnv] | None
 ) -> None:
@@ -163,7 +169,12 @@ MISTAKES: dict[str, tuple[type[Any], Callable[[], Any], dict[str, Any], str]] = 
     "another task by name": (AdaptiveTRPO, lambda: "CartPole-v1", {}, "Observation spaces do not match"),
     "no such task": (AdaptiveTRPO, lambda: "NoSuchTask-v0", {}, "NoSuchTask"),
     "another action space": (AdaptiveTRPO, lambda: normalized_discrete(), {}, "Action spaces do not match"),
-    "no normalisation": (AdaptiveTRPO, lambda: make_vec_env("Pendulum-v1", N_ENVS), {}, "env must be wrapped in VecNormalize"),
+    "no normalisation": (
+        AdaptiveTRPO,
+        lambda: make_vec_env("Pendulum-v1", N_ENVS),
+        {},
+        "env must be wrapped in VecNormalize",
+    ),
     "of rewards alone": (AdaptiveTRPO, lambda: normalized(norm_obs=False), {}, "env must normalise observations"),
     "an argument out of range": (AdaptiveTRPO, normalized, {"gamma": 2.0}, r"gamma must be .*, got 2\.0"),
     "an argument of a wrong kind": (AdaptiveTRPO, normalized, {"n_steps": "64"}, "n_steps must be an integer"),
@@ -184,8 +195,10 @@ def normalized_discrete() -> VecNormalize:
     return VecNormalize(DummyVecEnv([Discrete] * N_ENVS))
 
 
-@pytest.mark.parametrize("where", ["folder", "file"])
-@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize(
+    ("mistake", "where"),
+    [*((mistake, "folder") for mistake in MISTAKES), ("another task", "file"), ("another class", "file")],
+)
 def test_mistakes_are_told_at_once(folder: Path, mistake: str, where: str) -> None:
     """As what they are, without a word about the checkpoint, and with statistics and random numbers as they were."""
     algorithm, make, arguments, reason = MISTAKES[mistake]

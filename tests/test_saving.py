@@ -31,6 +31,7 @@ from tests.helpers import (
     make_model,
     point_at,
     randomise,
+    shared,
     state_of,
     train,
 )
@@ -156,8 +157,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", COPIES)
-@each_algorithm
+@pytest.mark.parametrize(("algorithm", "way"), shared(reversed(COPIES)))
 def test_copied_as_stock_models_are(algorithm: type[Any], way: str) -> None:
     """Model and environment together; the copy goes on as the original does."""
     env = DummyVecEnv([ToyEnv] * 2)
@@ -197,8 +197,7 @@ def flat(value: Any, name: str = "") -> dict[str, th.Tensor]:
     return {name: value} if isinstance(value, th.Tensor) and value.numel() > 1 else {}
 
 
-@pytest.mark.parametrize("rejected", [False, True])
-@each_algorithm
+@pytest.mark.parametrize(("algorithm", "rejected"), shared([False, True], *MEASURING))
 def test_a_file_holds_nothing_twice(algorithm: type[Any], rejected: bool) -> None:
     kwargs: dict[str, Any] = {
         "features_extractor_class": WithTable,
@@ -337,8 +336,7 @@ def stock_model(name: str, **kwargs: Any) -> Any:
     return model.learn(3 * UPDATE)
 
 
-@pytest.mark.parametrize(("name", "from_file"), [("ppo", True), ("trpo", False)])
-@each_algorithm
+@pytest.mark.parametrize(("algorithm", "name", "from_file"), shared([("ppo", True), ("trpo", False)]))
 def test_set_parameters_from_stock(tmp_path: Path, algorithm: type[Any], name: str, from_file: bool) -> None:
     stock = stock_model(name)
     model = make_model(algorithm)
@@ -351,8 +349,7 @@ def test_set_parameters_from_stock(tmp_path: Path, algorithm: type[Any], name: s
     assert_healthy(model, train(model))
 
 
-@pytest.mark.parametrize("name", STOCK)
-@each_algorithm
+@pytest.mark.parametrize(("algorithm", "name"), shared(STOCK, AdaptiveTRPO, AdaptivePPO))
 def test_from_stock(tmp_path: Path, algorithm: type[Any], name: str) -> None:
     stock = stock_model(name)
     stock.save(tmp_path / "stock")

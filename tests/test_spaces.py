@@ -10,7 +10,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
 from torch import nn
 
-from sb3_trustregion import NPG, AdaptiveTRPO
+from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO, PenaltyPPO
 from sb3_trustregion.core import surrogate
 from sb3_trustregion.core.line_search import StepStatus
 from tests.environments import ACTION_SPACES, OBSERVATION_SPACES, POLICIES, VECTOR, maker, toy_vec_env
@@ -24,6 +24,7 @@ from tests.helpers import (
     assert_healthy,
     assert_same,
     make_model,
+    shared,
     state_of,
     train,
 )
@@ -47,7 +48,11 @@ each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
         (algorithm, *case)
         for algorithm in ALGORITHMS
         for case in CASES
-        if algorithm in MEASURING or case[0] == "box" or case[1] == "vector"  # the others share with one of these
+        # What they share need not be gone through for each.
+        if algorithm is AdaptiveTRPO
+        or case[1] == "vector"
+        or (algorithm is AdaptivePPO and case[0] == "box")
+        or (algorithm is PenaltyPPO and case == ("box", "dict", False))
     ],
 )
 def test_trains_on_every_space(algorithm: type[Any], action: str, observation: str, separate: bool) -> None:
@@ -68,14 +73,12 @@ def test_trains_on_every_space(algorithm: type[Any], action: str, observation: s
 
 
 @pytest.mark.parametrize(
-    "policy_kwargs",
-    [{}, {"squash_output": True}, {"full_std": False}, {"use_expln": True}],
-    ids=["plain", "squashed", "one_std", "expln"],
+    ("algorithm", "policy_kwargs"),
+    shared([{}, {"squash_output": True}, {"full_std": False}, {"use_expln": True}], AdaptiveTRPO, AdaptivePPO),
+    ids=str,
 )
-@pytest.mark.parametrize("sde_sample_freq", [4])
-@each_algorithm
-def test_gsde(algorithm: type[Any], sde_sample_freq: int, policy_kwargs: dict[str, Any]) -> None:
-    arguments = {"use_sde": True, "sde_sample_freq": sde_sample_freq}
+def test_gsde(algorithm: type[Any], policy_kwargs: dict[str, Any]) -> None:
+    arguments = {"use_sde": True, "sde_sample_freq": 4}
     model = make_model(algorithm, policy_kwargs={"net_arch": [8], **policy_kwargs}, **arguments)
     assert_healthy(model, train(model))
 
@@ -103,19 +106,27 @@ def test_extra_heads_are_left_alone(algorithm: type[Any]) -> None:
     assert untouched == {"world_model.weight", "world_model.bias", "frozen"}
 
 
+LAYERS: list[dict[str, Any]] = [
+    {"layer": Dropout},
+    {"layer": nn.BatchNorm1d},
+    {"layer": nn.BatchNorm1d, "affine": False},
+]
+
+
 @pytest.mark.parametrize(
-    "extractor",
-    [{"layer": Dropout}, {"layer": nn.BatchNorm1d}, {"layer": nn.BatchNorm1d, "affine": False}],
-    ids=["dropout", "batch_norm", "bare_batch_norm"],
+    ("algorithm", "extractor", "separate"),
+    [
+        *((AdaptiveTRPO, layer, separate) for layer in LAYERS for separate in (False, True)),
+        *((AdaptivePPO, layer, False) for layer in LAYERS[:2]),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])
-@pytest.mark.parametrize("algorithm", MEASURING)
-def test_layers_that_know_training_mode(algorithm: type[Any], extractor: dict[str, Any], shared: bool) -> None:
+def test_layers_that_know_training_mode(algorithm: type[Any], extractor: dict[str, Any], separate: bool) -> None:
     policy_kwargs = {
         "net_arch": [8],
         "features_extractor_class": LayeredExtractor,
         "features_extractor_kwargs": extractor,
-        "share_features_extractor": shared,
+        "share_features_extractor": not separate,
     }
     model = make_model(algorithm, policy_kwargs=policy_kwargs)
     assert_healthy(model, train(model, 3))
@@ -129,8 +140,7 @@ SHARED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("algorithm", [NPG, AdaptiveTRPO])
-@pytest.mark.parametrize("kind", SHARED)
+@pytest.mark.parametrize(("algorithm", "kind"), shared(reversed(SHARED), others=(NPG,)))
 def test_critic_leaves_a_shared_extractor_to_the_actor(algorithm: type[Any], kind: str) -> None:
     """The last word on KL is the step's: the critic's fit, however long, changes nothing of what acts."""
     observation, extractor = SHARED[kind]
@@ -195,8 +205,7 @@ def wrapped(kind: str) -> VecEnv:
     return VecFrameStack(normalized, 3) if kind == "stacked" else normalized
 
 
-@pytest.mark.parametrize("kind", ["plain", "normalized", "normalized_dict", "stacked"])
-@each_algorithm
+@pytest.mark.parametrize(("algorithm", "kind"), shared(["normalized_dict", "plain", "normalized", "stacked"]))
 def test_wrapped_environments(algorithm: type[Any], kind: str) -> None:
     model = make_model(algorithm, wrapped(kind), "MultiInputPolicy" if "dict" in kind else "MlpPolicy")
     updates = train(model)
@@ -207,7 +216,7 @@ def test_wrapped_environments(algorithm: type[Any], kind: str) -> None:
 @pytest.mark.slow
 def test_processes_change_nothing() -> None:
     """The same parameters from environments in processes of their own."""
-    env = SubprocVecEnv([maker()] * N_ENVS)
+    env = SubprocVecEnv([maker()] * N_ENVS, start_method="fork")  # has everything imported
     try:
         for algorithm in ALGORITHMS:
             apart = make_model(algorithm, env)
@@ -226,9 +235,16 @@ def _small_fisher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_small_fisher")
-@pytest.mark.parametrize("action", ACTION_SPACES)
 @pytest.mark.parametrize(
-    ("algorithm", "factors"), [(AdaptiveTRPO, (2, 4)), (AdaptiveTRPO, (2, 1)), (NPG, (1, 4)), (NPG, (1, 1000))], ids=str
+    ("algorithm", "factors", "action"),
+    [
+        *((AdaptiveTRPO, (2, 4), action) for action in ACTION_SPACES),
+        *(
+            (algorithm, factors, "box")
+            for algorithm, factors in ((AdaptiveTRPO, (2, 1)), (NPG, (1, 4)), (NPG, (1, 1000)))
+        ),
+    ],
+    ids=str,
 )
 def test_sub_sampling(algorithm: type[Any], factors: tuple[int, int], action: str) -> None:
     batch, fisher = factors

@@ -11,22 +11,20 @@ import pytest
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO, PenaltyPPO
+from sb3_trustregion import AdaptivePPO, AdaptiveTRPO, PenaltyPPO
 from sb3_trustregion.common.guard import STOP_AFTER, UnusableDataError
 from sb3_trustregion.core.line_search import StepStatus
 from tests.faults.checks import assert_finite, score, statistics_of
 from tests.faults.environments import BAD_VALUES, QUANTITIES, WRAPPERS, all_of_many, faulty, healthy, one_of_three
-from tests.helpers import ALGORITHMS, actor_of, assert_same, differs, make_model, state_of, train
+from tests.helpers import ALGORITHMS, actor_of, assert_same, differs, make_model, shared, state_of, train
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:You have specified a mini-batch size",
     "ignore:.*updates without a policy step in a row",
     "ignore:.*left out of training",
 )
-each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
 N_STEPS = 24
-LAYOUTS = [*WRAPPERS, "plain of dict", "normalized of dict"]
 WHERE = [*QUANTITIES, "first observation"]
 # One step in five of the first rollout.
 SOME_STEPS = range(3, 20, 5)
@@ -40,11 +38,13 @@ def warned(caught: list[warnings.WarningMessage]) -> list[str]:
 # Everything for one algorithm; what they share need not be gone through for each.
 OTHERS = [algorithm for algorithm in ALGORITHMS if algorithm is not AdaptiveTRPO]
 CASES = [
-    *itertools.product([AdaptiveTRPO], ["plain"], WHERE, BAD_VALUES),
-    *itertools.product([AdaptiveTRPO], ["normalized"], WHERE, ["nan", "huge"]),
-    *itertools.product([AdaptiveTRPO], [layout for layout in LAYOUTS if " " in layout], WHERE, ["nan"]),
-    *itertools.product([AdaptiveTRPO], ["stacked"], WHERE, ["huge"]),
-    *itertools.product(OTHERS, ["normalized"], WHERE, ["nan"]),
+    *itertools.product([AdaptiveTRPO], ["plain"], ["reward"], BAD_VALUES),
+    *itertools.product([AdaptiveTRPO], ["plain"], WHERE[1:], ["nan"]),
+    *itertools.product([AdaptiveTRPO], ["normalized"], WHERE, ["huge"]),
+    *itertools.product([AdaptiveTRPO], ["stacked"], WHERE, ["nan"]),
+    *itertools.product([AdaptiveTRPO], ["stacked below", "plain of dict"], WHERE[1:3], ["inf"]),
+    *itertools.product([AdaptiveTRPO], ["normalized of dict"], WHERE, ["minus_huge"]),
+    *itertools.product(OTHERS, ["normalized"], WHERE[1:3], ["nan"]),
 ]
 
 
@@ -79,8 +79,7 @@ def test_some_steps_of_one_environment(algorithm: type[Any], layout: str, quanti
     assert model.n_invalid == 0
 
 
-@pytest.mark.parametrize("value", ["nan", "huge"])
-@each_algorithm
+@pytest.mark.parametrize(("algorithm", "value"), shared(["nan", "huge"]))
 def test_statistics_go_on_with_the_sound_environments(algorithm: type[Any], value: str) -> None:
     """One environment that is broken for good: the others are normalised, and learned from, as ever."""
     env = one_of_three("observation", BAD_VALUES[value], EVERY_STEP, "normalized")
@@ -96,10 +95,9 @@ def test_statistics_go_on_with_the_sound_environments(algorithm: type[Any], valu
 
 
 @pytest.mark.parametrize(
-    ("quantity", "value", "wrapper"),
-    [("reward", "nan", "normalized"), ("observation", "inf", "plain"), ("reward", "huge", "plain")],
+    ("algorithm", "quantity", "value", "wrapper"),
+    shared([("reward", "nan", "normalized"), ("observation", "inf", "plain"), ("reward", "huge", "plain")]),
 )
-@each_algorithm
 def test_training_recovers(algorithm: type[Any], quantity: str, value: str, wrapper: str) -> None:
     """Two updates that nothing can be learned from, and then it is learned after all."""
     n_steps = 48
@@ -116,7 +114,7 @@ def test_training_recovers(algorithm: type[Any], quantity: str, value: str, wrap
     assert score(model) > -0.3
 
 
-@pytest.mark.parametrize(("algorithm", "reward"), zip(ALGORITHMS, [0.0, 1.0, 0.0, 1.0], strict=True))
+@pytest.mark.parametrize(("algorithm", "reward"), [(AdaptiveTRPO, 0.0), (PenaltyPPO, 1.0)])
 def test_training_recovers_from_constant_rewards(algorithm: type[Any], reward: float) -> None:
     """Updates of the critic's errors alone, and then it is learned after all."""
     n_steps, n_envs = 16, 16
@@ -130,7 +128,7 @@ def test_training_recovers_from_constant_rewards(algorithm: type[Any], reward: f
     assert_finite(model, largest=1e6)
 
 
-@pytest.mark.parametrize("algorithm", [PPO, NPG, AdaptivePPO, AdaptiveTRPO])
+@pytest.mark.parametrize("algorithm", [PPO, AdaptivePPO, AdaptiveTRPO])
 def test_training_recovers_from_many_zero_rewards(algorithm: type[Any]) -> None:
     """Five times as long."""
     n_steps, n_envs = 8, 32
@@ -141,9 +139,9 @@ def test_training_recovers_from_many_zero_rewards(algorithm: type[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("quantity", "value", "wrapper"), [("reward", "nan", "plain"), ("observation", "minus_inf", "normalized")]
+    ("algorithm", "quantity", "value", "wrapper"),
+    shared([("observation", "minus_inf", "normalized"), ("reward", "nan", "plain")]),
 )
-@each_algorithm
 def test_nothing_usable_for_good(tmp_path: Path, algorithm: type[Any], quantity: str, value: str, wrapper: str) -> None:
     """An error that names the cause; the last good policy is in place and can be saved."""
     good = 4
@@ -169,8 +167,9 @@ def test_nothing_usable_for_good(tmp_path: Path, algorithm: type[Any], quantity:
     assert again.n_invalid_in_a_row == 0
 
 
-@pytest.mark.parametrize("sub_sampling_factor", [1, 12])
-@each_algorithm
+@pytest.mark.parametrize(
+    ("algorithm", "sub_sampling_factor"), [(AdaptiveTRPO, 1), (AdaptiveTRPO, 12), (AdaptivePPO, 1), (PenaltyPPO, 1)]
+)
 def test_a_batch_reduced_to_few_samples(algorithm: type[Any], sub_sampling_factor: int) -> None:
     """All but a few steps are faulty: whatever is left, no number leaves the finite ones."""
     for n_left in (0, 1, 2, 5):
@@ -187,7 +186,7 @@ def test_a_batch_reduced_to_few_samples(algorithm: type[Any], sub_sampling_facto
         assert_finite(model)
 
 
-@each_algorithm
+@pytest.mark.parametrize("algorithm", [AdaptiveTRPO, AdaptivePPO])
 def test_a_fault_does_not_outlive_its_environment(algorithm: type[Any]) -> None:
     """The next environment, and the next ``learn``, start with a clean sheet."""
     env = one_of_three("observation", math.nan, range(N_STEPS - 1, N_STEPS), length=None)
@@ -203,8 +202,7 @@ def test_a_fault_does_not_outlive_its_environment(algorithm: type[Any]) -> None:
     assert model.n_faulty_steps == 2
 
 
-@pytest.mark.parametrize("improvement_estimator", ["rollout", "episodes"])
-@pytest.mark.parametrize("algorithm", [AdaptiveTRPO, AdaptivePPO])
+@pytest.mark.parametrize(("algorithm", "improvement_estimator"), shared(["rollout", "episodes"], others=(AdaptivePPO,)))
 def test_a_bad_reward_is_no_collapse(algorithm: type[Any], improvement_estimator: str) -> None:
     """-1e30 in a few steps is no evidence against the policy."""
     env = one_of_three("reward", -1e30, range(2 * N_STEPS, 2 * N_STEPS + 6))

@@ -141,8 +141,7 @@ def test_an_update_that_leaves_the_finite_numbers_is_not_made() -> None:
 @pytest.mark.parametrize(
     ("algorithm", "change"),
     [
-        *((AdaptiveTRPO, change) for change in CHANGES),
-        (AdaptivePPO, "each step costs"),
+        *((AdaptiveTRPO, change) for change in CHANGES if change != "actions turn round"),
         (AdaptivePPO, "actions turn round"),
     ],
 )

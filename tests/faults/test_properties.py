@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 Arguments = dict[str, Any]
 
 # Fixed examples: a property that fails once must fail again.
-examples = settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=HealthCheck)
+examples = settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=HealthCheck)
 
 WIDTHS = st.lists(st.integers(1, 9), max_size=2)
 NETWORKS = st.one_of(WIDTHS, st.fixed_dictionaries({"pi": WIDTHS, "vf": WIDTHS}))
