@@ -85,10 +85,11 @@ TO_BE_UNDONE = {"judge_class": Ruinous, "judge_kwargs": {"ruined": (2,)}, "n_ste
 RESUMED = [
     *[(algorithm, "normalized", unchanged, {}) for algorithm in ALGORITHMS],
     (AdaptiveTRPO, "plain", unchanged, {}),
-    *[(algorithm, "plain", unchanged, {"use_sde": True, "sde_sample_freq": 4}) for algorithm in MEASURING],
-    *[(algorithm, "discrete", compiled, {}) for algorithm in MEASURING],
+    (AdaptivePPO, "plain", unchanged, {"use_sde": True, "sde_sample_freq": 4}),
+    (AdaptivePPO, "discrete", compiled, {}),
     (AdaptiveTRPO, "plain", unchanged, {"improvement_estimator": "episodes"}),
-    *[(algorithm, kind, unchanged, UNDONE) for algorithm in MEASURING for kind in ("plain", "observations normalized")],
+    (AdaptiveTRPO, "observations normalized", unchanged, UNDONE),
+    (AdaptivePPO, "plain", unchanged, UNDONE),
     *[(algorithm, "plain", unchanged, TO_BE_UNDONE) for algorithm in MEASURING],
     (AdaptiveTRPO, "stacked", unchanged, {"improvement_estimator": "surrogate", "sub_sampling_factor": 2}),
     # More samples than the Fisher matrix needs.

@@ -2,12 +2,31 @@
 
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import pytest
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "examples" / "README.md"])
 # A program for a long run, which `tests/faults/test_table.py` runs with other numbers.
 ELSEWHERE = {"docs/faults.md"}
+LONGEST = 256
+
+
+def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rollouts are short until the end of the test, and two make a training: the second judges a step."""
+    make, set_up = OnPolicyAlgorithm.__init__, BaseAlgorithm._setup_learn
+
+    def with_short_rollouts(self: Any, *args: Any, n_steps: int, **kwargs: Any) -> None:
+        make(self, *args, n_steps=min(n_steps, LONGEST), **kwargs)
+
+    def shortened(self: Any, total_timesteps: int, *args: Any, **kwargs: Any) -> Any:
+        return set_up(self, min(total_timesteps, 2 * self.n_steps * self.n_envs), *args, **kwargs)
+
+    monkeypatch.setattr(OnPolicyAlgorithm, "__init__", with_short_rollouts)
+    monkeypatch.setattr(BaseAlgorithm, "_setup_learn", shortened)
 
 
 class Snippet(NamedTuple):

@@ -8,10 +8,9 @@ import matplotlib
 import matplotlib.pyplot as plt
 import pytest
 
-from tests.docs.pages import ROOT
+from tests.docs.pages import ROOT, shorten
 
 EXAMPLES = {path.stem: path for path in sorted((ROOT / "examples").glob("*.py"))}
-N_STEPS = {"compare_with_stock": 64, "plot_radius": 4200}
 
 
 def run(name: str, monkeypatch: pytest.MonkeyPatch, n_steps: int) -> None:
@@ -28,7 +27,8 @@ def run(name: str, monkeypatch: pytest.MonkeyPatch, n_steps: int) -> None:
 )  # which has its own test
 def test_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    run(name, monkeypatch, N_STEPS.get(name, 2048))
+    shorten(monkeypatch)
+    run(name, monkeypatch, 2048)
     assert capsys.readouterr().out
 
 

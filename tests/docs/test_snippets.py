@@ -7,14 +7,12 @@ import subprocess
 import sys
 from importlib.metadata import metadata
 from pathlib import Path
-from typing import Any
 
 import joblib
 import pytest
-from stable_baselines3.common.base_class import BaseAlgorithm
 
 from tests.benchmark.here import train_here
-from tests.docs.pages import ROOT, Snippet, snippets
+from tests.docs.pages import ROOT, Snippet, shorten, snippets
 
 pytestmark = pytest.mark.slow
 
@@ -30,20 +28,10 @@ def commands(snippet: Snippet) -> list[str]:
     return [line for line in lines if line]
 
 
-@pytest.fixture(autouse=True)
-def _two_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is learned for longer than that: the second rollout judges a step."""
-    original = BaseAlgorithm._setup_learn
-
-    def shortened(self: Any, total_timesteps: int, *args: Any, **kwargs: Any) -> Any:
-        return original(self, min(total_timesteps, 2 * self.n_steps * self.n_envs), *args, **kwargs)
-
-    monkeypatch.setattr(BaseAlgorithm, "_setup_learn", shortened)
-
-
 @pytest.mark.parametrize("snippet", PYTHON, ids=str)
 @pytest.mark.filterwarnings("ignore:You are trying to run PPO on the GPU")
 def test_python_runs(snippet: Snippet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten(monkeypatch)
     program = tmp_path / "snippet.py"
     program.write_text(snippet.text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -61,6 +49,8 @@ def test_shell_runs(snippet: Snippet, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     monkeypatch.setattr(joblib, "cpu_count", lambda: 1)
+    if snippet.page != "docs/benchmark.md":  # where all steps must be made
+        shorten(monkeypatch)
     train_here(monkeypatch, tmp_path / "scratch")
     for line in commands(snippet):
         program, *words = shlex.split(line)

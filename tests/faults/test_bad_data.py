@@ -131,7 +131,7 @@ def test_training_recovers_from_constant_rewards(algorithm: type[Any], reward: f
 @pytest.mark.parametrize("algorithm", [PPO, AdaptivePPO, AdaptiveTRPO])
 def test_training_recovers_from_many_zero_rewards(algorithm: type[Any]) -> None:
     """Five times as long."""
-    n_steps, n_envs = 8, 32
+    n_steps, n_envs = 8, 16
     env = all_of_many("reward", 0.0, range(60 * n_steps), n_envs=n_envs)
     model = make_model(algorithm, env, n_steps=n_steps, batch_size=64)
     model.learn(90 * n_steps * n_envs)
