@@ -14,7 +14,6 @@ from sb3_trustregion.core.improvement import Improvement
 SMALL: dict[str, Any] = {"n_steps": 128, "batch_size": 64, "seed": 3, "device": "cpu"}
 OUTCOMES = [(0.1, 0.01), (-0.2, 0.02), (0.3, 0.03), (0.4, 0.04)]
 RECORDING = [[128.0, 0.01, np.nan, np.nan], *([256.0 + 128 * index, 0.01, *OUTCOMES[index]] for index in range(4))]
-ALGORITHMS = pytest.mark.parametrize("algorithm", [AdaptiveTRPO, AdaptivePPO])
 
 
 def judged(algorithm: Any, judge: type[Judge], n_updates: int = 6, **options: Any) -> tuple[Any, list[Improvement]]:
@@ -31,21 +30,19 @@ def judged(algorithm: Any, judge: type[Judge], n_updates: int = 6, **options: An
     return model, given
 
 
-@ALGORITHMS
-def test_actual_zero_hides_what_steps_brought(algorithm: Any) -> None:
-    (_, measured), (model, hidden) = judged(algorithm, Judge), judged(algorithm, ActualZero)
+def test_actual_zero_hides_what_steps_brought() -> None:
+    (_, measured), (model, hidden) = judged(AdaptiveTRPO, Judge), judged(AdaptiveTRPO, ActualZero)
     assert measured[0].actual != 0.0
     assert hidden[0] == measured[0]._replace(actual=0.0, attribution=None)
     assert all(step.actual == 0.0 for step in hidden)
     assert model.judge.state.n_feedback == 0
 
 
-@ALGORITHMS
-def test_shuffled_improvements_are_those_of_another_run(algorithm: Any) -> None:
+def test_shuffled_improvements_are_those_of_another_run() -> None:
     # Nothing is undone, so that every step is judged; the radius stays, so that both runs take the same steps.
     fixed: dict[str, Any] = {"radius_rule": "fixed", "rollback_z": None}
-    _, expected = judged(algorithm, Judge, 10, **fixed)
-    _, found = judged(algorithm, ActualShuffled, 10, judge_kwargs={"recording": RECORDING}, **fixed)
+    _, expected = judged(AdaptiveTRPO, Judge, 10, **fixed)
+    _, found = judged(AdaptiveTRPO, ActualShuffled, 10, judge_kwargs={"recording": RECORDING}, **fixed)
     assert [step.promise for step in found] == [step.promise for step in expected]
     outcomes = [(step.actual, step.stderr) for step in found]
     assert len(outcomes) >= 8
@@ -76,7 +73,7 @@ def test_a_recording_must_have_rows(judge: type[Judge], recording: list[Any], me
         AdaptiveTRPO("MlpPolicy", "CartPole-v1", judge_class=judge, judge_kwargs={"recording": recording}, **SMALL)
 
 
-@ALGORITHMS
+@pytest.mark.parametrize("algorithm", [AdaptiveTRPO, AdaptivePPO])
 def test_a_replayed_radius_is_the_recorded_one(algorithm: Any, tmp_path: Any) -> None:
     schedule = [0.01, 0.5, 0.002, 0.03]
     recording = [[128.0 * update, radius, np.nan, np.nan] for update, radius in enumerate(schedule, 1)]

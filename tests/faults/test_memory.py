@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from tests.faults.environments import healthy
-from tests.helpers import ALGORITHMS, make_model
+from tests.helpers import MEASURING, make_model
 
 N_STEPS, N_ENVS = 4, 4
 N_UPDATES = 20
@@ -29,7 +29,7 @@ def size_of_file(model: Any) -> int:
 
 
 @pytest.mark.filterwarnings("ignore:.*updates without a policy step in a row", "ignore::FutureWarning")
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", MEASURING)
 def test_nothing_piles_up(algorithm: type[Any]) -> None:
     env = VecNormalize(DummyVecEnv([healthy()] * N_ENVS))
     model = make_model(algorithm, env, n_steps=N_STEPS, policy_kwargs={"net_arch": []})
