@@ -15,15 +15,15 @@ ELSEWHERE = {"docs/faults.md"}
 LONGEST = 256
 
 
-def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
+def shorten(monkeypatch: pytest.MonkeyPatch, n_rollouts: int = 2) -> None:
     """Rollouts are short until the end of the test, and two make a training: the second judges a step."""
     make, set_up = OnPolicyAlgorithm.__init__, BaseAlgorithm._setup_learn
 
     def with_short_rollouts(self: Any, *args: Any, n_steps: int, **kwargs: Any) -> None:
-        make(self, *args, n_steps=min(n_steps, LONGEST), **kwargs)
+        make(self, *args, n_steps=min(n_steps, LONGEST), **kwargs)  # type: ignore[misc]
 
     def shortened(self: Any, total_timesteps: int, *args: Any, **kwargs: Any) -> Any:
-        return set_up(self, min(total_timesteps, 2 * self.n_steps * self.n_envs), *args, **kwargs)
+        return set_up(self, min(total_timesteps, n_rollouts * self.n_steps * self.n_envs), *args, **kwargs)
 
     monkeypatch.setattr(OnPolicyAlgorithm, "__init__", with_short_rollouts)
     monkeypatch.setattr(BaseAlgorithm, "_setup_learn", shortened)

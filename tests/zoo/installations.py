@@ -103,7 +103,7 @@ class Installation(NamedTuple):
 
     def several(self, commands: list[tuple[str, ...]], cwd: Path, **variables: str) -> list[Done]:
         """Run ``python -m`` of several commands, one after the other, in one process."""
-        self.run("-c", SEVERAL, json.dumps(commands), cwd=cwd, **variables)
+        self.run("-c", SEVERAL, json.dumps(commands), cwd=cwd, check=True, **variables)
         return [Done(*done) for done in json.loads((cwd / "done.json").read_text())]
 
 
