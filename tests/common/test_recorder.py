@@ -244,7 +244,7 @@ def test_a_buffer_that_get_has_flattened_is_read_the_same(space: spaces.Space[An
 
 
 def test_a_record_is_of_one_rollout() -> None:
-    """Asked again, or of a buffer that the user's own loop has filled, it knows what the buffer knows."""
+    """Asked again, or of a buffer that the user's own loop has filled, it has nothing to judge by."""
     model = keeping(witnessed()[0])
     model.learn(UPDATE)
     model.train()
@@ -253,9 +253,6 @@ def test_a_record_is_of_one_rollout() -> None:
     assert not again.is_recorded
     assert len(first.truncated) > 0
     assert (len(again.truncated), again.terminal_observations, again.faulty.any()) == (0, None, False)
-    for name in BUFFER_TO_ROLLOUT:
-        assert_same(getattr(again, name), getattr(first, name))
-    assert_same(again.rewards, model.kept[0].buffer["rewards"].astype(np.float64))
 
 
 def test_an_aborted_rollout_leaves_nothing_behind() -> None:
