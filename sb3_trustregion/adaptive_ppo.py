@@ -208,6 +208,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
             super().train()
             return log_update(self, StepStatus.INVALID, verdict)
         surrogate = self._surrogate(batch.centred(scale=False), actor)  # step 1
+        unit = unit_of_advantages(rollout, self.rollout_buffer) if rollout.is_recorded else 1.0
         before = Snapshot.of(policy)
         assert callable(self.clip_range)
         clip_range = self.clip_range(self._current_progress_remaining) * verdict.radius
@@ -221,7 +222,6 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
             raise fault
         accept(self)
         promise = self._promise(surrogate, evaluation, actor.flatten(policy), clip_range)
-        unit = unit_of_advantages(rollout, self.rollout_buffer) if rollout.is_recorded else 1.0
         self.judge.expect(promise, rollout, before, policy, unit)
         found = of_evaluation(surrogate, evaluation, promise.linear_gain) | {"reliability": promise.reliability}
         log_update(self, StepStatus.ACCEPTED, verdict, **found)

@@ -351,6 +351,6 @@ def test_train_by_itself(algorithm: type[Any]) -> None:
     """The buffer asks for a whole rollout, as for stock."""
     model = make_model(algorithm)
     before = state_of(model.policy)
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, AttributeError)):
         model.train()
     assert_same(state_of(model.policy), before)

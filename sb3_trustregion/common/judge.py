@@ -214,14 +214,13 @@ class Judge:
         :param rollout: that it was computed from
         :param before: the policy before the update
         :param policy: after the whole update
-        :param unit: rewards for each unit of the advantages that the promise is made of; 0 where that is not known:
-            the step is not judged
+        :param unit: rewards for each unit of the advantages that the promise is made of
         """
         policy = uncompiled(policy)
         if self.estimator == "surrogate":
             linear = promise._replace(gain=promise.linear_gain, reliability=1.0)
             self.state = self.decide(self.perceive(Improvement(promise.gain, 0.0, linear)))
-        elif rollout.is_recorded and unit > 0.0:
+        elif rollout.is_recorded:
             promise = promise.scaled(unit)
             scale = float(rollout.scales[-1])
             if self.estimator == "episodes":

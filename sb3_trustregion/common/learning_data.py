@@ -102,6 +102,10 @@ class Rollout(NamedTuple):
         return result
 
 
+# Advantages that go so much with those by the rewards are the same ones in a unit of their own.
+LEAST_CORRELATION = 0.9
+
+
 def _on_cpu(value: Any) -> Any:
     """Users keep tensors in buffers of their own."""
     if isinstance(value, dict):
@@ -126,7 +130,7 @@ def unit_of_advantages(rollout: Rollout, buffer: RolloutBuffer) -> float:
     """
     Rewards for each unit of the buffer's advantages: 1 where SB3 computed them, another where the user has scaled them.
 
-    :return: slope of GAE's advantages on the buffer's; 0 where the two say different things
+    :return: slope of GAE's advantages on the buffer's; 1 where the two say different things
     """
     residuals = np.nan_to_num(rollout._replace(scales=np.ones(len(rollout.scales))).own_residuals(1.0))
     own, last = np.zeros_like(residuals), np.zeros(residuals.shape[1])
@@ -138,9 +142,7 @@ def unit_of_advantages(rollout: Rollout, buffer: RolloutBuffer) -> float:
     if not x.dot(x) > 0.0 or not y.dot(y) > 0.0:
         return 1.0
     slope, correlation = x.dot(y) / x.dot(x), x.dot(y) / np.sqrt(x.dot(x) * y.dot(y))
-    if not correlation > 0.5:
-        return 0.0
-    return 1.0 if abs(slope - 1.0) < 0.1 else float(slope)
+    return 1.0 if abs(slope - 1.0) < 0.1 or not correlation > LEAST_CORRELATION else float(slope)
 
 
 def flatten_time(observations: ObsArray) -> ObsArray:
