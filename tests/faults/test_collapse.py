@@ -44,7 +44,7 @@ def overwrite_by_noise(model: Any) -> None:
 
 
 def update_far_too_large(model: Any) -> None:
-    """One update with a radius 1000 times too large after the pull of the prior; a clip range bounds no step, so that PPO's are longer too."""
+    """One update with a radius far too large; a clip range bounds no step, so that PPO's are longer too."""
     with enlarged(model, learning_rate=30.0):
         learn(model, 1)
 
@@ -52,7 +52,7 @@ def update_far_too_large(model: Any) -> None:
 @contextmanager
 def enlarged(model: Any, learning_rate: float) -> Iterator[None]:
     if isinstance(model, AdaptiveTRPO):
-        model.judge.state = replace(model.region, radius=5000.0 * model.region.radius)
+        model.judge.state = replace(model.region, radius=20_000.0 * model.region.radius)
         yield  # what becomes of the radius afterwards is the rule's own affair
         return
     factors = {"target_kl": 1000.0} if isinstance(model, TRPO) else {"clip_range": 1000.0, "lr_schedule": learning_rate}
