@@ -202,13 +202,13 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         batch = make_batch(self.rollout_buffer, rollout.faulty)
         if batch.n_samples < LEAST_SAMPLES:
             return self._refuse(verdict, self.recorder.last_fault or "no advantage is finite")
+        unit = unit_of_advantages(rollout, self.rollout_buffer) if rollout.is_recorded else 1.0
         replace_faulty_samples(self.rollout_buffer, rollout.faulty)
         policy, actor = uncompiled(self.policy), find_actor(self.policy, batch)
         if not actor.names:  # the user has frozen all that acts
             super().train()
             return log_update(self, StepStatus.INVALID, verdict)
         surrogate = self._surrogate(batch.centred(scale=False), actor)  # step 1
-        unit = unit_of_advantages(rollout, self.rollout_buffer) if rollout.is_recorded else 1.0
         before = Snapshot.of(policy)
         assert callable(self.clip_range)
         clip_range = self.clip_range(self._current_progress_remaining) * verdict.radius
