@@ -76,6 +76,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
     # ε is a ratio, so it goes with the length of a step; a KL goes with its square.
     _radius_exponent = 1.0
     _own_arguments = ("radius_rule", "clip_range")
+    _radius_argument = "clip_range"
     # The schedule and what it starts from: it may count its calls, so it is asked as often as by stock, and once more.
     _clip_range_asked: tuple[Any, float] | None = None
 
@@ -202,7 +203,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         batch = make_batch(self.rollout_buffer, rollout.faulty)
         if batch.n_samples < LEAST_SAMPLES:
             return self._refuse(verdict, self.recorder.last_fault or "no advantage is finite")
-        unit = unit_of_advantages(rollout, self.rollout_buffer) if rollout.is_recorded else 1.0
+        unit = unit_of_advantages(rollout, self.rollout_buffer)
         replace_faulty_samples(self.rollout_buffer, rollout.faulty)
         policy, actor = uncompiled(self.policy), find_actor(self.policy, batch)
         if not actor.names:  # the user has frozen all that acts

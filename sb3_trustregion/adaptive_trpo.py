@@ -77,6 +77,7 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
     # A KL goes with the square of a step's length.
     _radius_exponent = 2.0
     _own_arguments = ("radius_rule", "line_search_max_iter")
+    _radius_argument = "target_kl"
 
     def __init__(
         self,
@@ -207,7 +208,7 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
         found = of_step(surrogate, step, solution) | {"value_loss": self._fit_critic(batch, actor)}
         if step.status is StepStatus.ACCEPTED:
             promise = self._promise(surrogate, solution, step, verdict.radius)
-            unit = unit_of_advantages(rollout, self.rollout_buffer) if rollout.is_recorded else 1.0
+            unit = unit_of_advantages(rollout, self.rollout_buffer)
             self.judge.expect(promise, rollout, before, self.policy, unit)
             found["reliability"] = promise.reliability
         elif step.radius_at_fault:

@@ -130,8 +130,10 @@ def unit_of_advantages(rollout: Rollout, buffer: RolloutBuffer) -> float:
     """
     Rewards for each unit of the buffer's advantages: 1 where SB3 computed them, another where the user has scaled them.
 
-    :return: slope of GAE's advantages on the buffer's; 1 where the two say different things
+    :return: slope of GAE's advantages on the buffer's; 1 where the two say different things, or nothing was recorded
     """
+    if not rollout.is_recorded:
+        return 1.0
     residuals = np.nan_to_num(rollout._replace(scales=np.ones(len(rollout.scales))).own_residuals(1.0))
     own, last = np.zeros_like(residuals), np.zeros(residuals.shape[1])
     for t in reversed(range(len(own))):

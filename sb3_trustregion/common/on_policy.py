@@ -46,6 +46,8 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
     judge: Judge
     # Arguments that together tell this algorithm's files from others'.
     _own_arguments: ClassVar[tuple[str, ...]]
+    # What the radius starts from, where there is one that ``radius_prior`` draws to itself.
+    _radius_argument: ClassVar[str] = ""
     batch_size: int
     normalize_advantage: bool
     # Steps never taken, and transitions left out because they were not finite: plain numbers, saved with the model.
@@ -145,8 +147,8 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         stock = StockModel(path, get_device(device), custom_objects, print_system_info)
         accepted = set(inspect.signature(cls).parameters)
         arguments = {"policy": stock.data["policy_class"], **stock.arguments(accepted), **kwargs}
-        start = arguments.get("clip_range" if "n_epochs" in accepted else "target_kl")
-        if "radius_prior" in accepted and start is not None and 0.0 < as_schedule(start)(1.0) < math.inf:
+        start = arguments.get(cls._radius_argument)
+        if start is not None and 0.0 < as_schedule(start)(1.0) < math.inf:
             arguments.setdefault("radius_prior", as_schedule(start)(1.0))  # what was chosen is where it is to stay
         env = cls._wrap_env(maybe_make_env(env, 0))
         stock.check_spaces(env)

@@ -40,7 +40,6 @@ class Recorder:
         self._rewards: Any = None
         self._stood_in: list[Any] = []
         self._bad_rewards: list[BoolArray] = []
-        self._otherwise_faulty: list[BoolArray] = []
 
     def start(self, n_envs: int, screen: Screen | None) -> None:
         """The environments have been reset, beneath a screen perhaps: what was noted before is over."""
@@ -79,8 +78,7 @@ class Recorder:
         for env_index in dones.nonzero()[0]:
             faulty[env_index] |= screen is not None and screen.terminal[env_index]
             faulty[env_index] |= self._end(model, int(env_index), len(dones), seen["infos"][env_index])
-        self._otherwise_faulty.append(faulty)
-        self._faulty.append(faulty | bad_rewards)
+        self._faulty.append(faulty)
         self._bad_rewards.append(bad_rewards)
         self._stood_in.append(self._rewards)
         self.faulty_observation = bad_observations
@@ -141,11 +139,11 @@ class Recorder:
         rewards = np.array(buffer.rewards, dtype=np.float64).reshape(shape)
         rewards.reshape(-1)[truncated] -= model.gamma * end_values
         assert model._last_episode_starts is not None
-        stood_in, bad_rewards = np.stack(self._stood_in), np.stack(self._bad_rewards)
-        bad_rewards.reshape(-1)[truncated] = False
+        stood_in, bad = np.stack(self._stood_in), np.stack(self._bad_rewards)
+        bad.reshape(-1)[truncated] = False
         faulty = np.stack(self._faulty)
-        if np.any(rewards[bad_rewards] != stood_in[bad_rewards]):  # the user has put in rewards of their own
-            faulty = np.stack(self._otherwise_faulty)
+        if not np.any(rewards[bad] != stood_in[bad]):  # else the user has put in rewards of their own
+            faulty |= np.stack(self._bad_rewards)
         dones = np.concatenate([buffer.episode_starts[1:], model._last_episode_starts[None]]).astype(bool)
         episodes = np.array(self._episodes, dtype=np.float64).reshape(-1, 2)
         rollout = Rollout(
@@ -165,7 +163,7 @@ class Recorder:
             episode_returns=episodes[:, 0],
             episode_lengths=episodes[:, 1],
             gamma=float(model.gamma),
-            is_recorded=is_recorded,
+            is_recorded=True,
             starts_fresh=bool(np.all(buffer.episode_starts[0])),
         )
         self._clear()

@@ -43,7 +43,7 @@ def sample(
         hyperparams[name] = trial.suggest_float(name, low, high, log=True)
     # RL Zoo builds the model where an error ends the study, not the trial: mini-batches stay within the rollout.
     hyperparams["batch_size"] = min(hyperparams["batch_size"], hyperparams["n_steps"] * n_envs)
-    return _with_prior(accepted, hyperparams)
+    return _with_prior(ours, hyperparams)
 
 
 def convert(algorithm: str, params: dict[str, Any]) -> dict[str, Any]:
@@ -55,13 +55,13 @@ def convert(algorithm: str, params: dict[str, Any]) -> dict[str, Any]:
     :return: Constructor arguments
     """
     ours = getattr(sb3_trustregion, sb3_trustregion.ALGORITHMS[algorithm])
-    return _with_prior(_arguments(ours), convert_onpolicy_params(params))
+    return _with_prior(ours, convert_onpolicy_params(params))
 
 
-def _with_prior(accepted: set[str], hyperparams: dict[str, Any]) -> dict[str, Any]:
+def _with_prior(ours: type[Any], hyperparams: dict[str, Any]) -> dict[str, Any]:
     """A radius that was found is where it is to stay, not only to start from."""
-    start = "clip_range" if "n_epochs" in accepted else "target_kl"
-    return hyperparams | ({"radius_prior": hyperparams[start]} if "radius_prior" in accepted else {})
+    start = getattr(ours, "_radius_argument", "")
+    return hyperparams | ({"radius_prior": hyperparams[start]} if start else {})
 
 
 SAMPLERS: dict[str, Sampler] = {name: functools.partial(sample, name) for name in sb3_trustregion.ALGORITHMS}
