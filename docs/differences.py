@@ -27,7 +27,7 @@ NOTES = {
     "clip_range": "for AdaptivePPO where it starts: ε is this times an adapted factor",
     "normalize_advantage": "TRPO scales to unit variance; AdaptiveTRPO only centres: ρ is in units of the reward",
     "radius_bounds": "nats per action dimension; for AdaptivePPO of the factor on ε",
-    "radius_rule": "`bayesian`, `textbook`, `fixed`, or a function of your own",
+    "radius_rule": "`noise_aware`, `textbook`, `fixed`, or a function of your own",
     "radius_prior": "where the radius drifts without evidence: nats per action dimension; for AdaptivePPO it is ε",
     "improvement_estimator": "`rollout`, `episodes` or `surrogate`",
     "rollback_z": "a step worse by more than so many standard errors is undone; None: never",

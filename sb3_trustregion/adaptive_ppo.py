@@ -58,7 +58,8 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
 
     :param clip_range: the *initial* ε, it can be a function of the current progress remaining (from 1 to 0):
         then ε is that schedule times a factor that starts at 1 and is adapted. ``train/clip_range`` logs the product
-    :param radius_rule: ``"bayesian"`` (default: a prior at ``radius_prior``, moved by how promises were kept),
+    :param radius_rule: ``"noise_aware"`` (default: the textbook's thresholds, once significantly missed; else back to
+        ``radius_prior``),
         ``"textbook"`` (Nocedal & Wright, algorithm 4.1, on each raw ratio), ``"fixed"`` (the factor on ε stays 1), or a
         function from ``TrustRegionState`` and ``Improvement`` to a factor on the squared length of a step
     :param radius_prior: ε that is known to be good: where evidence is weak, ε drifts there from wherever it started.
@@ -109,7 +110,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
         *,
-        radius_rule: str | Decision = "bayesian",
+        radius_rule: str | Decision = "noise_aware",
         radius_prior: float = 0.2,
         radius_window: int = 50,
         radius_bounds: tuple[float, float] = (1e-2, 1e2),

@@ -46,6 +46,7 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
         ``sb3_contrib.TRPO``'s is a quarter of it, for mini-batches a quarter as large: about the same loss on held-out
         returns in a third of the time
     :param batch_size: of the value function's mini-batches, see ``learning_rate``
+    :param policy_kwargs: as there; a Gaussian policy for which it sets no ``log_std_init`` starts from log σ = -0.5
     :param cg_damping: per (Gaussian or Bernoulli) action dimension, as there: λ, added to the diagonal of the Fisher
         matrix of the joint action distribution, is ``cg_damping`` times their number A
     :param normalize_advantage: whether the advantages are brought to mean zero. They are not scaled: a TRPO step does
@@ -55,7 +56,8 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
     :param cg_residual_tol: stop Conjugate Gradient at this relative residual ‖g - (F + λI)x‖/‖g‖
     :param fisher_sub_sampling_factor: take the Fisher matrix over one in so many states (256 at least), the gradient
         over all: the policy gains as much from it at the same KL
-    :param radius_rule: ``"bayesian"`` (default: a prior at ``radius_prior``, moved by how promises were kept),
+    :param radius_rule: ``"noise_aware"`` (default: the textbook's thresholds, once significantly missed; else back to
+        ``radius_prior``),
         ``"textbook"`` (Nocedal & Wright, algorithm 4.1, on each raw ratio), ``"fixed"`` (the radius stays
         ``target_kl``), or a function from ``TrustRegionState`` and ``Improvement`` to a factor on the squared length of
         a step
@@ -110,7 +112,7 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
         *,
         cg_residual_tol: float = 0.1,
         fisher_sub_sampling_factor: int = 8,
-        radius_rule: str | Decision = "bayesian",
+        radius_rule: str | Decision = "noise_aware",
         radius_prior: float = 0.01,
         radius_window: int = 50,
         radius_bounds: tuple[float, float] = (1e-6, 50.0),

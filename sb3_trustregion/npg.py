@@ -23,7 +23,7 @@ class NPG(NaturalGradientAlgorithm):
     No ratio, no line search, no radius: the baseline that shows what the rest of a trust-region algorithm is worth.
 
     Arguments are those of ``sb3_contrib.TRPO``, with their meanings, but for radius and line search, which it has not,
-    for ``learning_rate`` and ``batch_size``, whose defaults are those of ``AdaptiveTRPO``, and for
+    for ``learning_rate``, ``batch_size`` and the initial log σ, whose defaults are those of ``AdaptiveTRPO``, and for
 
     :param normalize_advantage: whether the advantages are brought to mean zero and unit variance, so that
         ``actor_step_size`` does not depend on the scale of the reward

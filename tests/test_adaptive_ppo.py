@@ -33,7 +33,7 @@ def ruined(n_updates: int, **kwargs: Any) -> tuple[Any, list[Update]]:
 
 
 @pytest.mark.parametrize(
-    ("radius_rule", "estimator"), [("bayesian", "rollout"), ("bayesian", "episodes"), ("fixed", "rollout")]
+    ("radius_rule", "estimator"), [("noise_aware", "rollout"), ("noise_aware", "episodes"), ("fixed", "rollout")]
 )
 def test_collapse_is_undone(radius_rule: str, estimator: str) -> None:
     model, updates = ruined(4, radius_rule=radius_rule, improvement_estimator=estimator)

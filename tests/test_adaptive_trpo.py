@@ -33,7 +33,7 @@ def ruined(*which: int, n_updates: int = 6, **kwargs: Any) -> tuple[Any, list[Up
 
 @pytest.mark.parametrize(
     ("radius_rule", "estimator"),
-    [("bayesian", "rollout"), ("bayesian", "episodes"), ("textbook", "rollout"), ("fixed", "rollout")],
+    [("noise_aware", "rollout"), ("noise_aware", "episodes"), ("textbook", "rollout"), ("fixed", "rollout")],
 )
 def test_collapse_is_undone(radius_rule: str, estimator: str) -> None:
     model, updates = ruined(2, radius_rule=radius_rule, improvement_estimator=estimator, n_updates=5)

@@ -2,14 +2,18 @@
 
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch as th
 from sb3_contrib import TRPO
 from stable_baselines3 import PPO
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 import sb3_trustregion
 from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO, PenaltyPPO
+from sb3_trustregion.common.natural_gradient import LOG_STD_INIT
 from tests.environments import ToyEnv
 from tests.helpers import ALGORITHMS
 
@@ -54,6 +58,38 @@ def test_defaults(algorithm: type[Any]) -> None:
     assert model.get_env().num_envs == 1
     by_id = algorithm("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=32).learn(128)
     assert by_id.num_timesteps == 128
+
+
+class Quiet(ActorCriticPolicy):
+    """Has an initial log σ of its own."""
+
+    def __init__(self, *args: Any, log_std_init: float = -2.0, **kwargs: Any) -> None:
+        super().__init__(*args, log_std_init=log_std_init, **kwargs)
+
+
+@pytest.mark.parametrize("algorithm", [NPG, AdaptiveTRPO])
+@pytest.mark.parametrize(
+    ("policy", "kwargs", "log_std"),
+    [
+        ("MlpPolicy", {}, LOG_STD_INIT),
+        ("MlpPolicy", {"policy_kwargs": {"net_arch": [8]}}, LOG_STD_INIT),
+        ("MlpPolicy", {"policy_kwargs": {"log_std_init": 0.0}}, 0.0),
+        ("MlpPolicy", {"policy_kwargs": {"log_std_init": -1.0}}, -1.0),
+        ("MlpPolicy", {"use_sde": True}, 0.0),
+        (Quiet, {}, -2.0),
+    ],
+)
+def test_a_gaussian_policy_starts_less_noisy(
+    algorithm: type[Any], policy: Any, kwargs: dict[str, Any], log_std: float, tmp_path: Path
+) -> None:
+    """Unless the user says otherwise; what is saved is what it has learned since."""
+    model = algorithm(policy, ToyEnv(), n_steps=64, batch_size=64, **kwargs)
+    assert model.policy.log_std.unique().tolist() == model.policy.log_std.new_tensor([log_std]).tolist()
+    with th.no_grad():
+        model.policy.log_std.zero_()
+    model.save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model", **{name: kwargs[name] for name in kwargs if name == "policy_kwargs"})
+    assert not loaded.policy.log_std.any()
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -257,7 +257,7 @@ def test_sub_sampling(algorithm: type[Any], factors: tuple[int, int], action: st
 
 @pytest.mark.parametrize(
     ("radius_rule", "improvement_estimator"),
-    [("bayesian", "surrogate"), ("bayesian", "episodes"), ("textbook", "rollout"), ("fixed", "rollout")],
+    [("noise_aware", "surrogate"), ("noise_aware", "episodes"), ("textbook", "rollout"), ("fixed", "rollout")],
 )
 @pytest.mark.parametrize("algorithm", MEASURING)
 def test_every_rule_with_every_estimator(algorithm: type[Any], radius_rule: str, improvement_estimator: str) -> None:

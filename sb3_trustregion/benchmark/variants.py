@@ -14,9 +14,13 @@ SENSITIVITY = "sensitivity"
 
 # The judges that take feedback away, by the end of a variant's name.
 JUDGES = "sb3_trustregion.benchmark.run.judges"
-# Of ours and of stock TRPO, nats per action dimension.
-DEFAULT_RADIUS = 0.01
-RADIUS_FACTORS = {"div20": 1 / 20, "x20": 20.0}
+# What a radius starts from, ours and stock's alike: the argument, its default, and by which factors it may be wrong.
+TARGET_KL = "target_kl", 0.01, {"radius_div20": 1 / 20, "radius_x20": 20.0}
+CLIP_RANGE = "clip_range", 0.2, {"clip_div10": 1 / 10, "clip_x5": 5.0}
+INITIAL_RADII = {
+    **dict.fromkeys(("trpo-default", "adaptive_trpo", "adaptive_trpo-fixed"), TARGET_KL),
+    **dict.fromkeys(("ppo-default", "adaptive_ppo"), CLIP_RANGE),
+}
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,13 @@ def _ppo_baselines() -> Iterator[Variant]:
 
 
 def _sensitivity(base: Variant) -> Iterator[Variant]:
-    for suffix, factor in RADIUS_FACTORS.items():
+    argument, default, factors = INITIAL_RADII[base.name]
+    for suffix, factor in factors.items():
         yield replace(
             base,
-            name=f"{base.name.removesuffix('-default')}-radius_{suffix}",
-            label=f"{base.label}, initial radius {'/' if factor < 1 else '×'} 20",
-            hyperparameters=base.hyperparameters | {"target_kl": DEFAULT_RADIUS * factor},
+            name=f"{base.name.removesuffix('-default')}-{suffix}",
+            label=f"{base.label}, initial radius {f'/ {1 / factor:.0f}' if factor < 1 else f'× {factor:.0f}'}",
+            hyperparameters=base.hyperparameters | {argument: default * factor},
             role=SENSITIVITY,
             parent=base.name,
             radius_factor=factor,
@@ -101,7 +106,7 @@ def _all() -> dict[str, Variant]:
         if base.is_adaptive:
             variants += _ablations(base)
     for base in list(variants):
-        if base.name in ("trpo-default", "adaptive_trpo", "adaptive_trpo-fixed"):
+        if base.name in INITIAL_RADII:
             variants += _sensitivity(base)
     return {variant.name: variant for variant in variants}
 

@@ -24,9 +24,9 @@ from sb3_trustregion.core.improvement import (
     FloatArray,
     Improvement,
     Promise,
-    attribution,
     difference,
     episode_returns,
+    own_share,
     per_step,
     performance,
 )
@@ -279,9 +279,10 @@ class Judge:
             return after, Improvement(*actual, step.promise)
         residuals, ratios = old_residuals(rollout, step, policy), old_ratios(rollout, step.before, policy)
         after = performance(residuals, rollout.dones)
-        supported = effective_share(th.as_tensor(ratios)) >= LEAST_EFFECTIVE_SHARE
-        whose = attribution(residuals, ratios, rollout.dones, step.baseline) if supported else None
-        return after, Improvement(*difference(after, step.baseline), step.promise, whose)
+        whole = difference(after, step.baseline)
+        if effective_share(th.as_tensor(ratios)) < LEAST_EFFECTIVE_SHARE:
+            return after, Improvement(*whole, step.promise)
+        return after, Improvement(*own_share(residuals, ratios, rollout.dones), step.promise, whole)
 
     def _performance(self, rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> Estimate:
         """Mean TD residual of a rollout by the critic before the step, or mean episode return."""

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch as th
 from gymnasium import spaces
 from sb3_contrib.trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
@@ -23,6 +24,8 @@ from sb3_trustregion.core.line_search import Step, StepStatus
 from sb3_trustregion.core.parameters import NOBODY, ParameterVector
 from sb3_trustregion.core.surrogate import Surrogate
 
+# Where the user chooses none: with SB3's 0 a Gaussian policy's first actions are mostly cut at their bounds.
+LOG_STD_INIT = -0.5
 SUPPORTED_ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
@@ -88,6 +91,8 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        if "log_std_init" not in (self.policy_kwargs or {}):
+            start_less_noisy(self.policy)
         if type(self.policy.optimizer) is th.optim.Adam and "fused" not in self.policy.optimizer_kwargs:
             # The same Adam in one pass over the parameters.
             for group in self.policy.optimizer.param_groups:
@@ -132,3 +137,12 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
         self._n_updates += 1
         log_update(self, StepStatus.INVALID, verdict)
         refuse(self, self.recorder.last_fault or "no advantage is finite", lasting=True)
+
+
+@th.no_grad()
+def start_less_noisy(policy: ActorCriticPolicy) -> None:
+    """Initial log σ of a plain Gaussian policy that has been left at SB3's 0."""
+    log_std = getattr(policy, "log_std", None)
+    if type(policy.action_dist) is DiagGaussianDistribution and log_std is not None and not log_std.any():
+        log_std.fill_(LOG_STD_INIT)
+        policy.log_std_init = LOG_STD_INIT

@@ -61,32 +61,21 @@ class Promise(NamedTuple):
         return self.reliability * min(self.linear_gain, self.gain)  # so ordered, min passes NaN on
 
 
-class Attribution(NamedTuple):
-    """
-    Whose an improvement is.
-
-    :param own: the step's own share, reward units per environment step
-    :param change: what the old policy would have gained or lost as well: the environment's share, same units
-    """
-
-    own: Estimate
-    change: Estimate
-
-
 class Improvement(NamedTuple):
     """
     One judged step.
 
-    :param actual: measured improvement per environment step, in reward units
+    :param actual: what the step brought per environment step, in reward units
     :param stderr: standard error of ``actual``
     :param promise: what the step promised
-    :param attribution: whose ``actual`` is; None where the new policy's actions tell too little about the old one
+    :param difference: between the whole performances after and before the step, same units: many times noisier, and
+        with what the environment did meanwhile; None where ``actual`` is that itself
     """
 
     actual: float
     stderr: float
     promise: Promise
-    attribution: Attribution | None = None
+    difference: Estimate | None = None
 
     @property
     def predicted(self) -> float:
@@ -169,25 +158,23 @@ def performance(residuals: FloatArray, dones: npt.NDArray[np.bool_]) -> Estimate
     return Estimate(by_blocks.mean, max(by_blocks.stderr, by_episodes.stderr))
 
 
-def attribution(
-    residuals: FloatArray, ratios: FloatArray, dones: npt.NDArray[np.bool_], baseline: Estimate
-) -> Attribution:
+def own_share(residuals: FloatArray, ratios: FloatArray, dones: npt.NDArray[np.bool_]) -> Estimate:
     """
-    What a step is to blame for, and what the environment, where that has changed at the same time.
+    What a step brought by itself: the mean of (1 - r)·d with r = π_k/π_{k+1}.
 
-    By the performance-difference lemma the old policy's residuals have mean zero in any states, so that
-    E[d] = E[(1 - r)·d] + E[r·d] with r = π_k/π_{k+1} splits what was measured into the step's share and the old
-    policy's own: where that one is not what it was, rewards or transitions have changed, or the critic does not know
-    the states.
+    By the performance-difference lemma (Kakade & Langford 2002, lemma 6.1) a step improves by the mean of d over what
+    its policy does. In the same states the old policy's r·d has mean zero, and to take that off takes most of the noise
+    with it, and what rewards or transitions have changed by.
 
-    :param residuals: shape (T, N), of the rollout after the step by the critic before it, NaN where faulty
+    :param residuals: shape (T, N), TD residuals d of the rollout after the step by the critic before it, NaN where
+        faulty
     :param ratios: shape (T, N), π_k/π_{k+1} of its actions
     :param dones: shape (T, N)
-    :param baseline: mean residual before the step
-    :return: both shares
+    :return: mean and standard error, reward units
     """
-    own = performance((1.0 - ratios) * residuals, dones)
-    return Attribution(own, difference(performance(ratios * residuals, dones), baseline))
+    fine = np.isfinite(residuals)
+    # The mean of 1 - r is zero, so what all have in common is noise as well.
+    return performance((1.0 - ratios) * (residuals - (residuals[fine].mean() if fine.any() else 0.0)), dones)
 
 
 def alternating_signs(n_steps: int, n_envs: int) -> FloatArray:

@@ -3,20 +3,19 @@ Step 5 of the trust-region algorithm: accept or roll back, grow or shrink the ra
 
 Pure functions of plain numbers. ``update_radius`` is the one seam: a new rule is one function in ``RULES``.
 
-The default rule, ``bayesian``, asks how the ratio falls with the length of a step, s = √(2·KL). To second order
+The default rule, ``noise_aware``, is the textbook's with its doubts: grow where the ratio is significantly above 3/4,
+shrink where it is significantly below 1/4, and go back to a length that practice knows to be good (``prior``) as far as
+neither forbids. To second order
 
     actual = predicted·(1 - θ·s)
 
-(the model is linear, the truth bends), so that a step gains most where half of its promise is kept, at length 1/(2θ).
-θ is a ratio of sums over the last ``window`` steps, each step weighed by its own standard error. At some thousand
-samples an update these say little for hundreds of updates, while practice has long known which lengths are good: the
-logarithm of the best length has a normal prior there, θ and its standard error make a posterior of it, and at each
-update the radius goes a share of the way to the posterior's mean. Where evidence is weak that is a way back to what is
-known to be good, from either side; in large batches evidence decides. What a single step promises on fresh data is
+for a step of length s = √(2·KL): the model is linear, the truth bends. θ is a ratio of sums over the last ``window``
+steps, each step weighed by its own standard error, so what is known of other lengths counts for this one. Steps that
+keep between 1/4 and 3/4 of their promise all gain at least three quarters of what the best one does; which of them is
+best for the training to come one step cannot tell, so practice decides. What a single step promises on fresh data is
 mostly noise, hence a promise is what the step gained on its own batch times the reliability of such gains over the
-window. Where rewards or transitions drift, which shows in what the old policy would have gained or lost as well, steps
-are judged by their own share alone. That a ratio under noise must be relaxed by the noise is Sun & Nocedal 2022 (arXiv
-2201.00973); actual against predicted is Conn, Gould & Toint 2000, ch. 6.
+window. That a ratio under noise must be relaxed by the noise is Sun & Nocedal 2022 (arXiv 2201.00973); actual against
+predicted is Conn, Gould & Toint 2000, ch. 6.
 """
 
 import math
@@ -24,28 +23,22 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from sb3_trustregion.core.improvement import Improvement
 
 ROLLBACK_SHRINKAGE = 0.5
-# Half of the promise kept is where a quadratic gains most, whatever its curvature.
-TARGET_RATIO = 0.5
+# Where half of the promise is kept a step gains most, where a quarter is kept still three quarters of that.
+BEST_KEEPS, LONGEST_KEEPS = 0.5, 0.25
 # Of a gain on the batch that a step was fitted to, at least so much is taken for real.
 LEAST_RELIABILITY = 0.02
 # Residuals are cut here, so that one freak rollout cannot rule the window.
 OUTLIER = 5.0
-# Standard deviation of the prior: the best length is within a factor of two of what is known to be good, or of four.
-PRIOR_WIDTH = math.log(2.0)
-# Of the way to the posterior's mean, at each update: from twenty times too long or too short in some fifteen.
+# Standard errors of θ to its bounds.
+DOUBT = 2.0
+# Of the way to the length aimed at (in the logarithm), at each update: from twenty times too long or too short in some
+# fifteen.
 SHARE_OF_THE_WAY = 0.2
-# Where the posterior is taken, in standard deviations of the prior.
-GRID = np.linspace(-6.0, 6.0, 601)
-# In standard errors, so that squares stay finite.
-LARGEST_SURPRISE = 1e6
-# Standard errors of the environment's own share from which on it is believed to change. Where that is a mistake, the
-# steps' own share is good evidence all the same.
-CHANGE_SIGNIFICANCE = 2.0
+# Evidence on steps of one length is not trusted beyond this factor on it.
+FARTHEST = 4.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +46,7 @@ class RadiusRule:
     """
     Configuration of step 5.
 
-    :param kind: ``"bayesian"``, ``"textbook"`` (Nocedal & Wright, algorithm 4.1), ``"fixed"``, or a function of your
+    :param kind: ``"noise_aware"``, ``"textbook"`` (Nocedal & Wright, algorithm 4.1), ``"fixed"``, or a function of your
         own, from the pooled evidence and the last judged step to the factor on the squared length of a step
     :param window: number of steps over which evidence is pooled, fading exponentially
     :param minimum: lower bound on the radius
@@ -64,7 +57,7 @@ class RadiusRule:
     :raises ValueError: where an argument is out of range
     """
 
-    kind: "str | Decision" = "bayesian"
+    kind: "str | Decision" = "noise_aware"
     window: int = 50
     minimum: float = 1e-6
     maximum: float = 50.0
@@ -86,9 +79,7 @@ class RadiusRule:
 
     def decide(self, state: "TrustRegionState", measured: Improvement) -> float:
         """Factor on the squared length of a step."""
-        if callable(self.kind):
-            return self.kind(state, measured)
-        return RULES[self.kind](state, measured, self)
+        return float(self.kind(state, measured) if callable(self.kind) else RULES[self.kind](state, measured, self))
 
 
 @dataclass(frozen=True)
@@ -106,9 +97,6 @@ class TrustRegionState:
     :param promised: Σ length·expected/noise
     :param gained: Σ length·actual/noise
     :param gained_variance: its variance
-    :param changed: Σ length·(share of actual that is the environment's)/noise
-    :param drift: Σ (share of actual that is the environment's)/noise: what tells that the environment changes
-    :param drift_variance: its variance
     :param leverage: Σ length²·expected/noise, so that θ = (promised - gained)/leverage
     :param n_judged: steps measured so far
     :param n_rollbacks: steps undone so far
@@ -127,9 +115,6 @@ class TrustRegionState:
     promised: float = 0.0
     gained: float = 0.0
     gained_variance: float = 0.0
-    changed: float = 0.0
-    drift: float = 0.0
-    drift_variance: float = 0.0
     leverage: float = 0.0
     n_judged: int = 0
     n_rollbacks: int = 0
@@ -146,16 +131,6 @@ class TrustRegionState:
     def pooled_ratio_stderr(self) -> float:
         """Standard error of ``pooled_ratio``, from that of ``actual`` alone."""
         return math.sqrt(self.variance) / abs(self.predicted) if self.predicted != 0.0 else math.nan
-
-    @property
-    def environment_changes(self) -> bool:
-        """Whether rewards or transitions drift over the window: what they took is not held against the steps."""
-        return self.drift**2 > CHANGE_SIGNIFICANCE**2 * self.drift_variance
-
-    @property
-    def gained_by_steps(self) -> float:
-        """``gained``, less what the environment gave or took where it changes."""
-        return self.gained - (self.changed if self.environment_changes else 0.0)
 
     @property
     def pooled_reliability(self) -> float:
@@ -183,14 +158,14 @@ def update_radius(state: TrustRegionState, measured: Improvement | None, rule: R
     if measured is None or not measured.is_informative:
         return replace(state, factor=1.0, rolled_back=False)
     pooled = _pool(state, measured, rule) if measured.is_promising else state
-    if _is_significantly_worse(measured, pooled, rule):
+    if _is_significantly_worse(measured, rule.rollback_z):
         factor = 1.0 if rule.kind == "fixed" else ROLLBACK_SHRINKAGE ** (rule.exponent / 2)
         undone = _scale(pooled, factor, rule)
         return replace(undone, rolled_back=True, n_rollbacks=state.n_rollbacks + 1)
     if not measured.is_promising:
         return replace(state, factor=1.0, rolled_back=False)
     factor = rule.decide(pooled, measured)
-    without_feedback = rule.decide(replace(pooled, gained=0.0, changed=0.0), measured._replace(actual=0.0))
+    without_feedback = rule.decide(replace(pooled, gained=0.0), measured._replace(actual=0.0))
     if not measured.promise.used_radius:
         # A step that stopped short says nothing about how much further it might have gone.
         factor, without_feedback = min(factor, 1.0), min(without_feedback, 1.0)
@@ -221,19 +196,14 @@ def shrink_radius(state: TrustRegionState, rule: RadiusRule) -> TrustRegionState
     return _scale(state, factor, rule)
 
 
-def _is_significantly_worse(measured: Improvement, pooled: TrustRegionState, rule: RadiusRule) -> bool:
-    z = rule.rollback_z
-    if z is None or not measured.stderr > 0.0:
-        return False
-    # Of this step alone: what the steps before it brought is no reason to keep a policy that is worse.
-    if not measured.actual < -z * measured.stderr:
-        return False
-    if measured.attribution is None:
-        return True
-    own, change = measured.attribution
-    if not (pooled.environment_changes or abs(change.mean) > z * change.stderr):
-        return True
-    return own.mean < -z * own.stderr
+def _is_significantly_worse(measured: Improvement, z: float | None) -> bool:
+    """
+    Of this step alone: what the steps before it brought is no reason to keep a policy that is worse.
+
+    As a whole, for a small loss that is well known is no collapse, and by the step's own doing.
+    """
+    estimates = [(measured.actual, measured.stderr), *([measured.difference] if measured.difference else [])]
+    return z is not None and all(stderr > 0.0 and mean < -z * stderr for mean, stderr in estimates)
 
 
 def _pool(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> TrustRegionState:
@@ -248,10 +218,6 @@ def _pool(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> T
     expected = state.pooled_reliability * measured.promise.gain
     limit = OUTLIER * (noise + expected)
     actual = _within(measured.actual, expected, limit)
-    change, change_stderr = 0.0, 0.0
-    if measured.attribution is not None:
-        change = actual - _within(measured.attribution.own.mean, expected, limit)
-        change_stderr = measured.attribution.change.stderr
     return replace(
         state,
         actual=fade * state.actual + measured.actual,
@@ -260,26 +226,26 @@ def _pool(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> T
         promised=fade * state.promised + length * expected / noise,
         gained=fade * state.gained + length * actual / noise,
         gained_variance=fade**2 * state.gained_variance + length**2,
-        changed=fade * state.changed + length * change / noise,
-        drift=fade * state.drift + change / noise,
-        drift_variance=fade**2 * state.drift_variance + (change_stderr / noise) ** 2,
         leverage=fade * state.leverage + length**2 * expected / noise,
         n_judged=state.n_judged + 1,
     )
 
 
-def _bayesian(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> float:
-    """Factor on the squared length towards the posterior's mean of the logarithm of the best length."""
+def _noise_aware(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> float:
+    """Factor on the squared length, towards the prior as far as the evidence allows."""
     length = measured.promise.length
-    # Of a step as long as the last one: what it fails to keep of its promise, and the standard error of that.
-    lost = length * (state.promised - state.gained_by_steps) / state.leverage
-    stderr = length * math.sqrt(state.gained_variance) / state.leverage
-    # Logarithm of the best length over the present one.
-    best = math.log(rule.prior / state.radius) / rule.exponent + PRIOR_WIDTH * GRID
-    surprise = np.clip((lost - (1.0 - TARGET_RATIO) * np.exp(-best)) / stderr, -LARGEST_SURPRISE, LARGEST_SURPRISE)
-    log_posterior = -0.5 * (GRID**2 + surprise**2)
-    mean = np.average(best, weights=np.exp(log_posterior - log_posterior.max()))
-    return math.exp(2.0 * SHARE_OF_THE_WAY * float(mean))
+    known = length * (rule.prior / state.radius) ** (1.0 / rule.exponent)
+    bend = (state.promised - state.gained) / state.leverage
+    doubt = DOUBT * math.sqrt(state.gained_variance) / state.leverage
+    too_short = min(_length_that_keeps(BEST_KEEPS, bend + doubt), FARTHEST * length)
+    too_long = max(_length_that_keeps(LONGEST_KEEPS, bend - doubt), length / FARTHEST)
+    aim = min(max(known, too_short), too_long)
+    return math.pow(aim / length, 2.0 * SHARE_OF_THE_WAY)
+
+
+def _length_that_keeps(share: float, bend: float) -> float:
+    """1 - θ·s = share; infinite where longer steps keep all of their promise."""
+    return (1.0 - share) / bend if bend > 0.0 else math.inf
 
 
 def _textbook(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> float:
@@ -305,12 +271,12 @@ def _within(value: float, middle: float, limit: float) -> float:
 
 
 def _direction(factor: float) -> int:
-    return (factor > 1.0) - (factor < 1.0)
+    return int(factor > 1.0) - int(factor < 1.0)
 
 
 Decision = Callable[[TrustRegionState, Improvement], float]
 RULES: dict[str, Callable[[TrustRegionState, Improvement, RadiusRule], float]] = {
-    "bayesian": _bayesian,
+    "noise_aware": _noise_aware,
     "textbook": _textbook,
     "fixed": _fixed,
 }

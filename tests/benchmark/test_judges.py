@@ -33,7 +33,7 @@ def judged(algorithm: Any, judge: type[Judge], n_updates: int = 6, **options: An
 def test_actual_zero_hides_what_steps_brought() -> None:
     (_, measured), (model, hidden) = judged(AdaptiveTRPO, Judge), judged(AdaptiveTRPO, ActualZero)
     assert measured[0].actual != 0.0
-    assert hidden[0] == measured[0]._replace(actual=0.0, attribution=None)
+    assert hidden[0] == measured[0]._replace(actual=0.0, difference=None)
     assert all(step.actual == 0.0 for step in hidden)
     assert model.judge.state.n_feedback == 0
 

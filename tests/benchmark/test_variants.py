@@ -16,7 +16,7 @@ from sb3_trustregion.benchmark.run.hyperparameters import (
     task_entry,
     usual_timesteps,
 )
-from sb3_trustregion.benchmark.variants import MAIN, VARIANTS, Variant, find_variant
+from sb3_trustregion.benchmark.variants import MAIN, SENSITIVITY, VARIANTS, Variant, find_variant
 
 SHARED = {"n_envs": 1, "normalize": True}
 
@@ -99,16 +99,22 @@ def test_a_twin_differs_in_the_radius_alone() -> None:
         assert (twin.algorithm, twin.config, twin.parent) == (parent, parent, parent)
 
 
-@pytest.mark.parametrize("parent", ["trpo-default", "adaptive_trpo", "adaptive_trpo-fixed"])
-def test_initial_radii_span_the_protocols_decades(parent: str) -> None:
+@pytest.mark.parametrize(
+    ("parent", "argument", "factors"),
+    [
+        *((parent, "target_kl", (1 / 20, 20.0)) for parent in ("trpo-default", "adaptive_trpo", "adaptive_trpo-fixed")),
+        *((parent, "clip_range", (1 / 10, 5.0)) for parent in ("ppo-default", "adaptive_ppo")),
+    ],
+)
+def test_initial_radii_span_the_protocols_decades(parent: str, argument: str, factors: tuple[float, ...]) -> None:
     resolved = resolve(VARIANTS[parent], "CartPole-v1", 1, SHARED)
     assert resolved is not None
-    default = inspect.signature(algorithms()[VARIANTS[parent].algorithm]).parameters["target_kl"].default
-    radius = resolved.get("target_kl", default)
-    for suffix, factor in (("div20", 1 / 20), ("x20", 20.0)):
-        variant = VARIANTS[f"{parent.removesuffix('-default')}-radius_{suffix}"]
-        assert variant.hyperparameters["target_kl"] == pytest.approx(radius * factor)
-        assert (variant.radius_factor, variant.parent) == (factor, parent)
+    default = inspect.signature(algorithms()[VARIANTS[parent].algorithm]).parameters[argument].default
+    radius = resolved.get(argument, default)
+    children = [variant for variant in VARIANTS.values() if variant.parent == parent and variant.role == SENSITIVITY]
+    assert [child.radius_factor for child in children] == list(factors)
+    for child in children:
+        assert child.hyperparameters[argument] == pytest.approx(radius * child.radius_factor)
 
 
 def test_names_are_names_of_folders() -> None:

@@ -13,13 +13,13 @@ from sb3_trustregion.core.improvement import (
     Improvement,
     Promise,
     alternating_signs,
-    attribution,
     batch_means,
     block_ids,
     blocks_per_env,
     difference,
     episode_ids,
     episode_returns,
+    own_share,
     per_step,
     performance,
 )
@@ -369,14 +369,37 @@ def loss(of_step: float, of_environment: float, seed: int = 0) -> Loss:
 
 @pytest.mark.parametrize("of_environment", [0.0, 2.0])
 @pytest.mark.parametrize("of_step", [0.0, 1.0])
-def test_a_loss_is_the_steps_and_the_environments(of_step: float, of_environment: float) -> None:
+def test_a_loss_of_the_environment_is_not_the_steps(of_step: float, of_environment: float) -> None:
     fell = loss(of_step, of_environment)
-    before = Estimate(0.25, 0.01)
-    own, change = attribution(*fell, before)
+    own = own_share(*fell)
     assert own.mean == pytest.approx(-0.6 * of_step, abs=4.0 * own.stderr)
-    assert change.mean == pytest.approx(-of_environment - before.mean, abs=4.0 * change.stderr)
-    assert max(own.stderr, change.stderr) < 0.1
-    # Together they are what was measured.
-    measured = difference(performance(fell.residuals, fell.dones), before)
-    assert own.mean + change.mean == pytest.approx(measured.mean)
-    assert change.stderr > before.stderr
+    assert own.stderr < 0.02
+    # What all residuals have in common adds no noise either.
+    assert own == pytest.approx(own_share(*fell._replace(residuals=fell.residuals + 1e3)), rel=1e-6, abs=1e-6)
+
+
+def test_the_own_share_is_calibrated() -> None:
+    """By its own standard error, over many steps whose truth is known."""
+    shares = [own_share(*loss(1.0, 0.5, seed)) for seed in range(200)]
+    scores = np.array([(share.mean + 0.6) / share.stderr for share in shares])
+    assert abs(scores.mean()) < 4.0 / math.sqrt(len(scores))
+    assert 0.8 < scores.std() < 1.2
+
+
+def test_the_own_share_knows_more_than_the_difference() -> None:
+    """A short step among actions that pay very differently, in states that do too."""
+    rng = np.random.default_rng(0)
+    taken = rng.random((2000, 4)) < 0.55
+    residuals = np.where(taken, 0.1, -0.1) + rng.standard_normal(taken.shape)
+    dones = np.zeros(taken.shape, dtype=bool)
+    own = own_share(residuals, np.where(taken, 0.5 / 0.55, 0.5 / 0.45), dones)
+    assert own.mean == pytest.approx(0.01, abs=4.0 * own.stderr)
+    assert own.stderr < 0.2 * performance(residuals, dones).stderr
+
+
+def test_faulty_transitions_say_nothing_of_the_step() -> None:
+    fell = loss(1.0, 0.0)
+    holed = np.where(np.arange(2000)[:, None] % 10 == 0, np.nan, fell.residuals)
+    own = own_share(holed, fell.ratios, fell.dones)
+    assert own.mean == pytest.approx(-0.6, abs=4.0 * own.stderr)
+    assert math.isnan(own_share(np.full_like(holed, np.nan), fell.ratios, fell.dones).mean)

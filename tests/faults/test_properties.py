@@ -89,7 +89,7 @@ def natural() -> st.SearchStrategy[Arguments]:
 def measuring() -> st.SearchStrategy[Arguments]:
     return st.fixed_dictionaries(
         {
-            "radius_rule": st.sampled_from(["bayesian", "textbook", "fixed"]),
+            "radius_rule": st.sampled_from(["noise_aware", "textbook", "fixed"]),
             "radius_window": st.integers(1, 60),
             "rollback_z": st.one_of(st.none(), powers(-2, 1)),
             "improvement_estimator": st.sampled_from(["rollout", "episodes", "surrogate"]),

@@ -17,7 +17,7 @@ class ActualZero(Judge):
 
     def perceive(self, measured: Improvement) -> Improvement:
         """No improvement, whatever was measured."""
-        return measured._replace(actual=0.0, attribution=None)
+        return measured._replace(actual=0.0, difference=None)
 
 
 class Recorded(Judge):
@@ -71,7 +71,7 @@ class ActualShuffled(Recorded):
         self.position += 1
         order = np.random.default_rng([self.seed, turn]).permutation(len(self.outcomes))
         actual, stderr = self.outcomes[order[index]]
-        return measured._replace(actual=float(actual), stderr=float(stderr), attribution=None)
+        return measured._replace(actual=float(actual), stderr=float(stderr), difference=None)
 
     def _review_roll_back(self, *args: Any) -> None:
         """Whether a roll-back helped is feedback too."""
