@@ -27,7 +27,8 @@ def trained(algorithm: type[Any], n_steps: int = N_STEPS) -> Any:
     """A policy worth losing."""
     env = DummyVecEnv([healthy()] * (UPDATE // n_steps))
     # One initial σ for all.
-    model = make_model(algorithm, env, n_steps=n_steps, batch_size=64, seed=2, policy_kwargs={"log_std_init": 0.0})
+    policy_kwargs = {"net_arch": [8], "log_std_init": 0.0}
+    model = make_model(algorithm, env, n_steps=n_steps, batch_size=64, seed=2, policy_kwargs=policy_kwargs)
     learn(model, N_BEFORE)
     assert score(model) > -0.25
     return model
@@ -77,7 +78,7 @@ def test_the_last_good_policy_is_back_within_two_updates(algorithm: type[Any]) -
     model = trained(algorithm, n_steps=64)
     good, value, n_rollbacks = actor_of(model), score(model), model.region.n_rollbacks
     update_far_too_large(model)
-    assert score(model) < value - 0.25
+    assert score(model) < value - 0.1
 
     (first,) = train(model, 1, reset_num_timesteps=False)
     assert first.status is StepStatus.REJECTED
