@@ -1,4 +1,5 @@
 # make train        train an agent (ALGO, ENV, SEED, ARGS), then: make enjoy
+# make tune         search hyperparameters (ALGO, ENV, TRIALS, ARGS)
 # make test         run the tests;  also: lint, type, format, build, clean
 # make docs         the site, into build/docs; warnings are errors, no internet
 # make bench-speed  time updates beside the stock algorithms, a few minutes
@@ -13,6 +14,7 @@ ENV ?= CartPole-v1
 SEED ?= 0
 LOGS ?= logs
 ARGS ?=
+TRIALS ?= 50
 
 # Other versions than those that are pinned: make test VENV=.venv-lowest CONSTRAINTS=.github/lowest.txt
 CONSTRAINTS ?= constraints.txt
@@ -22,13 +24,18 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 # More threads than that make small networks slower, and results depend on the number.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: train enjoy test lint type format docs build bench-speed constraints clean
+.PHONY: train enjoy tune test lint type format docs build bench-speed constraints clean
 
 train: $(VENV)/.installed-envs
 	$(BIN)/python -m rl_zoo3.train --algo $(ALGO) --env $(ENV) --log-folder $(LOGS) --seed $(SEED) --progress $(ARGS)
 
 enjoy: $(VENV)/.installed-envs
 	$(BIN)/python -m rl_zoo3.enjoy --algo $(ALGO) --env $(ENV) --folder $(LOGS) --no-render --n-timesteps 5000 $(ARGS)
+
+# Again with the same ALGO and ENV it goes on; several may run at once.
+tune: $(VENV)/.installed-envs
+	$(BIN)/python -m rl_zoo3.train --algo $(ALGO) --env $(ENV) -optimize --n-trials $(TRIALS) --no-optim-plots \
+		--log-folder $(LOGS) --study-name $(ALGO)-$(ENV) --storage $(LOGS)/tuning/$(ALGO)-$(ENV).log $(ARGS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses auto --cov --cov-fail-under 95 $(ARGS)

@@ -1,7 +1,7 @@
 """PPO whose clip range is the radius of the trust-region algorithm."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3 import PPO
@@ -78,6 +78,8 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
     _radius_exponent = 1.0
     _own_arguments = ("radius_rule", "clip_range")
     _radius_argument = "clip_range"
+    # Where RL Zoo's hyperparameter search looks.
+    search_space: ClassVar[dict[str, tuple[float, float]]] = {"clip_range": (0.05, 0.5), "learning_rate": (5e-5, 2e-3)}
     # The schedule and what it starts from: it may count its calls, so it is asked as often as by stock, and once more.
     _clip_range_asked: tuple[Any, float] | None = None
 

@@ -1,6 +1,6 @@
 """TRPO with the other half of the trust-region algorithm: accept or roll back, grow or shrink the radius."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -80,6 +80,8 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
     _radius_exponent = 2.0
     _own_arguments = ("radius_rule", "line_search_max_iter")
     _radius_argument = "target_kl"
+    # Where RL Zoo's hyperparameter search looks.
+    search_space: ClassVar[dict[str, tuple[float, float]]] = {"target_kl": (0.002, 0.05)}
 
     def __init__(
         self,

@@ -37,7 +37,7 @@ class NPG(NaturalGradientAlgorithm):
     """
 
     _own_arguments = ("actor_step_size",)
-    # Where RL Zoo's hyperparameter search looks, beyond the ranges of stock TRPO.
+    # Where RL Zoo's hyperparameter search looks.
     search_space: ClassVar[dict[str, tuple[float, float]]] = {"actor_step_size": (0.03, 3.0)}
 
     def __init__(

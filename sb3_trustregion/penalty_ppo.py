@@ -59,8 +59,8 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
 
     _own_arguments = ("kl_coef", "kl_tolerance")
     target_kl: float
-    # Where RL Zoo's hyperparameter search looks, beyond the ranges of stock PPO; the paper tried 0.003, 0.01 and 0.03.
-    search_space: ClassVar[dict[str, tuple[float, float]]] = {"target_kl": (0.001, 0.1)}
+    # Where RL Zoo's hyperparameter search looks; the paper tried 0.003, 0.01 and 0.03.
+    search_space: ClassVar[dict[str, tuple[float, float]]] = {"target_kl": (0.001, 0.1), "learning_rate": (5e-5, 2e-3)}
 
     def __init__(
         self,

@@ -1,16 +1,12 @@
 """
-Optuna search spaces: RL Zoo's own for stock TRPO or PPO, without what an algorithm of ours does not take, and with what
-it alone declares in its ``search_space``. So tuning ours and tuning the baselines is the same work.
+Optuna search spaces for RL Zoo's ``-optimize``: the few hyperparameters that matter for a task, in terms that hold for
+all our algorithms, and what an algorithm declares in its ``search_space``: how far a step may go.
 """
 
 import functools
-import inspect
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-
-from rl_zoo3.hyperparams_opt import convert_onpolicy_params, sample_ppo_params, sample_trpo_params
-from sb3_contrib import TRPO
-from stable_baselines3 import PPO
 
 import sb3_trustregion
 
@@ -18,6 +14,11 @@ if TYPE_CHECKING:
     import optuna
 
 Sampler = Callable[["optuna.Trial", int, int, dict[str, Any]], dict[str, Any]]
+
+# Samples that an update learns from, as powers of two, over all environments.
+SAMPLES_POW = 10, 12
+CRITICS = {"small": [64, 64], "medium": [256, 256]}
+ACTOR = [64, 64]
 
 
 def sample(
@@ -30,64 +31,51 @@ def sample(
     :param trial: Optuna trial
     :param n_actions: Number of action dimensions (0 unless the action space is a Box)
     :param n_envs: Number of environments
-    :param additional_args: Passed on
+    :param additional_args: Of other algorithms
     :return: Constructor arguments
     """
-    ours = getattr(sb3_trustregion, sb3_trustregion.ALGORITHMS[algorithm])
-    accepted = _arguments(ours)
-    stock, sample_stock = (PPO, sample_ppo_params) if "n_epochs" in accepted else (TRPO, sample_trpo_params)
-    lacking = _arguments(stock) - accepted
-    sampled = sample_stock(_WithoutSome(trial, lacking), n_actions, n_envs, additional_args)  # type: ignore[arg-type]
-    hyperparams = {name: value for name, value in sampled.items() if name not in lacking}
-    for name, (low, high) in getattr(ours, "search_space", {}).items():
-        hyperparams[name] = trial.suggest_float(name, low, high, log=True)
-    # RL Zoo builds the model where an error ends the study, not the trial: mini-batches stay within the rollout.
-    hyperparams["batch_size"] = min(hyperparams["batch_size"], hyperparams["n_steps"] * n_envs)
-    return _with_prior(ours, hyperparams)
+    trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True)
+    trial.suggest_float("one_minus_gae_lambda", 0.005, 0.2, log=True)
+    of_each = round(math.log2(n_envs))
+    trial.suggest_int("n_steps_pow", *(max(power - of_each, 3) for power in SAMPLES_POW))
+    trial.suggest_categorical("critic", list(CRITICS))
+    if n_actions:
+        trial.suggest_float("log_std_init", -2.0, 0.5)
+    for name, (low, high) in _search_space(algorithm).items():
+        trial.suggest_float(name, low, high, log=True)
+    return convert(algorithm, trial.params)
 
 
 def convert(algorithm: str, params: dict[str, Any]) -> dict[str, Any]:
     """
-    The way back from a stored trial.
+    From what a trial has suggested, which may be stored and read again.
 
     :param algorithm: RL Zoo's name of the algorithm
-    :param params: what the trial has suggested
+    :param params: The suggestions, by name
     :return: Constructor arguments
     """
-    ours = getattr(sb3_trustregion, sb3_trustregion.ALGORITHMS[algorithm])
-    return _with_prior(ours, convert_onpolicy_params(params))
-
-
-def _with_prior(ours: type[Any], hyperparams: dict[str, Any]) -> dict[str, Any]:
-    """A radius that was found is where it is to stay, not only to start from."""
-    start = getattr(ours, "_radius_argument", "")
+    hyperparams = {
+        "gamma": 1.0 - params["one_minus_gamma"],
+        "gae_lambda": 1.0 - params["one_minus_gae_lambda"],
+        "n_steps": 2 ** params["n_steps_pow"],
+        "policy_kwargs": {"net_arch": {"pi": ACTOR, "vf": CRITICS[params["critic"]]}}
+        | ({"log_std_init": params["log_std_init"]} if "log_std_init" in params else {}),
+    }
+    hyperparams |= {name: params[name] for name in _search_space(algorithm)}
+    start = getattr(_class_of(algorithm), "_radius_argument", "")
+    # A radius that was found is where it is to stay, not only to start from.
     return hyperparams | ({"radius_prior": hyperparams[start]} if start else {})
+
+
+def _class_of(algorithm: str) -> type[Any]:
+    cls: type[Any] = getattr(sb3_trustregion, sb3_trustregion.ALGORITHMS[algorithm])
+    return cls
+
+
+def _search_space(algorithm: str) -> dict[str, tuple[float, float]]:
+    space: dict[str, tuple[float, float]] = getattr(_class_of(algorithm), "search_space", {})
+    return space
 
 
 SAMPLERS: dict[str, Sampler] = {name: functools.partial(sample, name) for name in sb3_trustregion.ALGORITHMS}
 CONVERTERS = {name: functools.partial(convert, name) for name in sb3_trustregion.ALGORITHMS}
-
-
-class _WithoutSome:
-    """
-    A trial that suggests nothing for some parameters, so that a stored trial does not hold them either.
-
-    :param trial: Optuna trial
-    :param lacking: Names of the parameters
-    """
-
-    def __init__(self, trial: "optuna.Trial", lacking: set[str]) -> None:
-        self.trial = trial
-        self.lacking = lacking
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self.trial, name)
-        if not name.startswith("suggest_"):
-            return method
-        return lambda parameter, *args, **kwargs: (
-            None if parameter in self.lacking else method(parameter, *args, **kwargs)
-        )
-
-
-def _arguments(algorithm: type[Any]) -> set[str]:
-    return set(inspect.signature(algorithm).parameters)

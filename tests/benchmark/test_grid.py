@@ -175,11 +175,13 @@ def test_algorithms_must_have_the_same_core(tmp_path: Path) -> None:
 
 def test_a_grid_may_come_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.yml"
-    path.write_text("tasks: {CartPole-v1: 5}\nseeds: [1000]\nvariants: [npg, {mine: {base: npg}}]\nbackend:\n")
+    path.write_text(
+        "tasks: {CartPole-v1: 5}\nseeds: [1000]\nvariants: [penalty_ppo, {mine: {base: penalty_ppo}}]\nbackend:\n"
+    )
     values = read_grid(path)
     assert values["output"] == tmp_path / "mine"
     specs, _ = make_specs(values)
-    assert [spec.variant.name for spec in specs] == ["npg", "mine"]
+    assert [spec.variant.name for spec in specs] == ["penalty_ppo", "mine"]
     assert {name: specs[0].hyperparameters[name] for name in ("n_envs", "normalize", "n_timesteps")} == {
         "n_envs": 1,
         "normalize": True,

@@ -34,7 +34,10 @@ def test_hyperparameters_are_arguments_of_the_algorithm(variant: Variant, task: 
 def test_defaults_share_the_environment(name: str) -> None:
     resolved = resolve(VARIANTS[name], "CartPole-v1", 1, {"n_envs": 3, "normalize": False})
     assert resolved is not None
-    assert resolved["n_envs"] == 3
+    # Where an entry says how many environments, its steps are of so many.
+    with_their_own = VARIANTS[name].algorithm in ("npg", "adaptive_trpo")
+    assert resolved["n_envs"] == (8 if with_their_own else 3)
+    assert resolved.get("n_steps") == (128 if with_their_own else None)
     assert resolved["normalize"] is False
 
 

@@ -24,8 +24,8 @@ OF_THE_RUN = {"n_timesteps", "env", "seed", "verbose", "device", "tensorboard_lo
 
 def resolve(variant: Variant, task: str, n_timesteps: int, environment: dict[str, Any]) -> dict[str, Any] | None:
     """
-    Hyperparameters of a run, with what everyone shares on a task (number of environments, normalisation, wrappers);
-    None where the variant takes the task's own entry and the file has none.
+    Hyperparameters of a run, with what everyone shares on a task (normalisation, wrappers, number of environments where
+    an entry does not say); None where the variant takes the task's own entry and the file has none.
     """
     if variant.per_task:
         entry = task_entry(variant.config, task)
@@ -35,7 +35,9 @@ def resolve(variant: Variant, task: str, n_timesteps: int, environment: dict[str
         shared = {name: environment[name] for name in ENVIRONMENT if name in environment}
         resolved = {"n_envs": environment.get("n_envs", 1), **entry, **shared}
     else:
-        resolved = {**_entries(variant.config)["default"], **environment}
+        default = _entries(variant.config)["default"]
+        # Number of environments and steps of each belong together.
+        resolved = {**default, **environment, **({"n_envs": default["n_envs"]} if "n_envs" in default else {})}
     return resolved | variant.hyperparameters | {"n_timesteps": n_timesteps}
 
 
