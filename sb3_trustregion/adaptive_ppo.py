@@ -58,10 +58,10 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
 
     :param clip_range: the *initial* ε, it can be a function of the current progress remaining (from 1 to 0):
         then ε is that schedule times a factor that starts at 1 and is adapted. ``train/clip_range`` logs the product
-    :param radius_rule: ``"noise_aware"`` (default: the textbook's thresholds, once significantly missed; else back to
-        ``radius_prior``),
-        ``"textbook"`` (Nocedal & Wright, algorithm 4.1, on each raw ratio), ``"fixed"`` (the factor on ε stays 1), or a
-        function from ``TrustRegionState`` and ``Improvement`` to a factor on the squared length of a step
+    :param radius_rule: ``"noise_aware"`` (default: to ``radius_prior``, as far as it is not significantly too long or
+        too short), ``"textbook"`` (Nocedal & Wright, algorithm 4.1, on each raw ratio), ``"fixed"`` (the factor on ε
+        stays 1), or a function from ``TrustRegionState`` and ``Improvement`` to a factor on the squared length of a
+        step
     :param radius_prior: ε that is known to be good: where evidence is weak, ε drifts there from wherever it started.
         Where ``clip_range`` is a schedule this is ε at its start, and falls with the schedule
     :param radius_window: over how many steps evidence is pooled, fading exponentially

@@ -56,9 +56,8 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
     :param cg_residual_tol: stop Conjugate Gradient at this relative residual ‖g - (F + λI)x‖/‖g‖
     :param fisher_sub_sampling_factor: take the Fisher matrix over one in so many states (256 at least), the gradient
         over all: the policy gains as much from it at the same KL
-    :param radius_rule: ``"noise_aware"`` (default: the textbook's thresholds, once significantly missed; else back to
-        ``radius_prior``),
-        ``"textbook"`` (Nocedal & Wright, algorithm 4.1, on each raw ratio), ``"fixed"`` (the radius stays
+    :param radius_rule: ``"noise_aware"`` (default: to ``radius_prior``, as far as it is not significantly too long or
+        too short), ``"textbook"`` (Nocedal & Wright, algorithm 4.1, on each raw ratio), ``"fixed"`` (the radius stays
         ``target_kl``), or a function from ``TrustRegionState`` and ``Improvement`` to a factor on the squared length of
         a step
     :param radius_prior: radius that is known to be good, nats per action dimension: where evidence is weak, the radius
@@ -66,8 +65,8 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
     :param radius_window: over how many steps evidence is pooled, fading exponentially
     :param radius_bounds: lower and upper bound on the radius, nats per action dimension
     :param rollback_z: undo a step that was worse by more than this many standard errors; None never undoes
-    :param improvement_estimator: what measures the actual improvement: ``"rollout"`` (default: difference of the mean
-        TD residuals of the rollouts after and before the step, by one critic trained on neither), ``"episodes"``
+    :param improvement_estimator: what measures the actual improvement: ``"rollout"`` (default: the step's
+        own share of the next rollout's TD residuals, by a critic trained on neither rollout), ``"episodes"``
         (difference of episode returns, needs ``Monitor``; free of the critic's errors, and for tasks on which an
         untrained critic sees nothing, but several times noisier where episodes are long), or ``"surrogate"`` (gain on
         the same batch over its linear prediction: judges the linearisation alone and never rolls back)

@@ -3,19 +3,19 @@ Step 5 of the trust-region algorithm: accept or roll back, grow or shrink the ra
 
 Pure functions of plain numbers. ``update_radius`` is the one seam: a new rule is one function in ``RULES``.
 
-The default rule, ``noise_aware``, is the textbook's with its doubts: grow where the ratio is significantly above 3/4,
-shrink where it is significantly below 1/4, and go back to a length that practice knows to be good (``prior``) as far as
-neither forbids. To second order
+The default rule, ``noise_aware``, goes to a radius that practice knows to be good (``prior``) as far as the evidence
+allows. To second order
 
     actual = predicted·(1 - θ·s)
 
 for a step of length s = √(2·KL): the model is linear, the truth bends. θ is a ratio of sums over the last ``window``
-steps, each step weighed by its own standard error, so what is known of other lengths counts for this one. Steps that
-keep between 1/4 and 3/4 of their promise all gain at least three quarters of what the best one does; which of them is
-best for the training to come one step cannot tell, so practice decides. What a single step promises on fresh data is
-mostly noise, hence a promise is what the step gained on its own batch times the reliability of such gains over the
-window. That a ratio under noise must be relaxed by the noise is Sun & Nocedal 2022 (arXiv 2201.00973); actual against
-predicted is Conn, Gould & Toint 2000, ch. 6.
+steps, each step weighed by its own standard error, so what is known of other lengths counts for this one. A step gains
+most where half of its promise is kept, and three quarters of that where a quarter is kept. Shorter than the one and
+longer than the other a step is not to be, where θ is known so well; in between one step cannot tell what is best for
+the training to come, and practice decides. What a single step promises on fresh data is mostly noise, hence a promise
+is what the step gained on its own batch times the reliability of such gains over the window. That a ratio under noise
+must be relaxed by the noise is Sun & Nocedal 2022 (arXiv 2201.00973); actual against predicted is Conn, Gould & Toint
+2000, ch. 6; that a greedy choice of the step is too short is Wu et al. 2018 (arXiv 1803.02021).
 """
 
 import math
@@ -232,7 +232,7 @@ def _pool(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> T
 
 
 def _noise_aware(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> float:
-    """Factor on the squared length, towards the prior as far as the evidence allows."""
+    """Factor on the squared length, towards the prior as far as the evidence allows; a share of the way."""
     length = measured.promise.length
     known = length * (rule.prior / state.radius) ** (1.0 / rule.exponent)
     bend = (state.promised - state.gained) / state.leverage
