@@ -280,7 +280,7 @@ class Judge:
         residuals, ratios = old_residuals(rollout, step, policy), old_ratios(rollout, step.before, policy)
         after = performance(residuals, rollout.dones)
         whole = difference(after, step.baseline)
-        if effective_share(th.as_tensor(ratios)) < LEAST_EFFECTIVE_SHARE:
+        if not effective_share(th.as_tensor(ratios)) >= LEAST_EFFECTIVE_SHARE:  # nor where ratios are NaN
             return after, Improvement(*whole, step.promise)
         return after, Improvement(*own_share(residuals, ratios, rollout.dones), step.promise, whole)
 

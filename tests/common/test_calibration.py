@@ -1,5 +1,5 @@
 """
-Where no step is taken, ``actual / stderr`` has mean 0 and variance 1: what every verdict rests on.
+Where no step is taken, the difference of two rollouts over its standard error has mean 0 and variance 1.
 
 The policy stays, the critic is fitted as ever, the statistics of ``VecNormalize`` drift as ever; from the first update
 on. All environments are stepped as one array, and the policy does not heed what it sees: it takes milliseconds.
@@ -211,7 +211,8 @@ def scores_of(kind: type[Process], n_steps: int, normalise: dict[str, bool] | No
     for _ in range(N_UPDATES):
         rollout = collect(env, seen, policy, rng, n_steps)
         measured = judge.review(rollout, policy).measured
-        scores.append(measured.actual / measured.stderr if measured is not None else math.nan)
+        difference = measured.difference if measured is not None else None
+        scores.append(difference.mean / difference.stderr if difference is not None else math.nan)
         before = Snapshot.of(policy, ACTOR)
         fit(policy, rollout)
         judge.expect(PROMISE, rollout, before, policy)
