@@ -155,7 +155,8 @@ EXACT = {"cg_residual_tol": 0.0, "fisher_sub_sampling_factor": 1}
 @pytest.mark.parametrize("target_kl", [0.001, 0.01])
 def test_adaptive_trpo_steps_where_trpo_steps(target_kl: float, space: spaces.Space[Any]) -> None:
     """Radius and damping are per action dimension, as sb3-contrib's: the same numbers, the same step."""
-    mine = first_update(AdaptiveTRPO, space, target_kl=target_kl, cg_damping=0.02, **EXACT)
+    policy_kwargs = {"net_arch": [8], "log_std_init": 0.0}
+    mine = first_update(AdaptiveTRPO, space, target_kl=target_kl, cg_damping=0.02, policy_kwargs=policy_kwargs, **EXACT)
     theirs = first_update(TRPO, space, target_kl=target_kl, cg_damping=0.02)
     assert_same(mine.before, theirs.before)
 

@@ -261,7 +261,8 @@ def test_sub_sampling(algorithm: type[Any], factors: tuple[int, int], action: st
 )
 @pytest.mark.parametrize("algorithm", MEASURING)
 def test_every_rule_with_every_estimator(algorithm: type[Any], radius_rule: str, improvement_estimator: str) -> None:
-    model = make_model(algorithm, radius_rule=radius_rule, improvement_estimator=improvement_estimator, radius_window=3)
+    chosen = {"radius_rule": radius_rule, "improvement_estimator": improvement_estimator}
+    model = make_model(algorithm, **chosen, radius_window=3, radius_prior=0.001)
     initial = model.region.radius
     updates = train(model, 4)
     assert_healthy(model, updates)

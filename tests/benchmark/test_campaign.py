@@ -135,7 +135,7 @@ def test_a_replayed_run_has_the_other_seeds_radius(tmp_path: Path, monkeypatch: 
     train_here(monkeypatch, tmp_path / "scratch")
     names = ["adaptive_trpo-replayed", "adaptive_trpo"]
     for name in names:
-        short = {**VARIANTS[name].hyperparameters, "n_steps": 64, "batch_size": 64}
+        short = {**VARIANTS[name].hyperparameters, "n_envs": 1, "n_steps": 64, "batch_size": 64}
         monkeypatch.setitem(VARIANTS, name, replace(VARIANTS[name], hyperparameters=short))
     runs = carry_out(make(tmp_path, names, [1000, 1001], 192), Results(tmp_path), jobs=1)
     assert [run.is_finished for run in runs] == [True] * 4
@@ -243,13 +243,24 @@ def test_the_command_line_carries_a_grid_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     forbid_execution(monkeypatch)
-    arguments = ["run", "--tasks", "Blackjack-v1", "--variants", "ppo-zoo", "npg", "--seeds", "1000", "--jobs", "1"]
+    arguments = [
+        "run",
+        "--tasks",
+        "Blackjack-v1",
+        "--variants",
+        "ppo-zoo",
+        "penalty_ppo",
+        "--seeds",
+        "1000",
+        "--jobs",
+        "1",
+    ]
     assert cli.main([*arguments, "--output", str(tmp_path), "--n-envs", "2"]) == 1
     shown = capsys.readouterr()
     assert "left out: ppo-zoo on Blackjack-v1: no hyperparameters of its own" in shown.out
-    assert "failed: npg on Blackjack-v1, seed 1000" in shown.out
+    assert "failed: penalty_ppo on Blackjack-v1, seed 1000" in shown.out
     assert "0 of 1 runs finished, 1 failed" in shown.out
-    assert "[1/1] npg on Blackjack-v1, seed 1000: FAILED" in shown.err
+    assert "[1/1] penalty_ppo on Blackjack-v1, seed 1000: FAILED" in shown.err
     [run] = Results(tmp_path).all()
     assert run.record["hyperparameters"]["n_envs"] == 2
     assert Results(tmp_path).commands()[0].startswith("python -m sb3_trustregion.benchmark run --tasks Blackjack-v1")
