@@ -9,7 +9,6 @@ from stable_baselines3.common.utils import explained_variance
 
 from sb3_trustregion.common.judge import Verdict
 from sb3_trustregion.core.conjugate_gradient import CGSolution
-from sb3_trustregion.core.improvement import Estimate
 from sb3_trustregion.core.line_search import Step, StepStatus
 from sb3_trustregion.core.surrogate import Evaluation, Surrogate
 
@@ -46,12 +45,11 @@ def of_verdict(verdict: Verdict) -> dict[str, float]:
     }
     if measured is None:
         return values
-    whole = measured.difference or Estimate(measured.actual, measured.stderr)
     return values | {
         "actual_improvement": measured.actual,
         "improvement_stderr": measured.stderr,
-        "performance_difference": whole.mean,
-        "performance_difference_stderr": whole.stderr,
+        "performance_difference": measured.whole.mean,
+        "performance_difference_stderr": measured.whole.stderr,
         "predicted_improvement": measured.predicted,
         "rho": measured.ratio,
         "pooled_rho": state.pooled_ratio,

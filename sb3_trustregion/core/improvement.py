@@ -78,6 +78,11 @@ class Improvement(NamedTuple):
     difference: Estimate | None = None
 
     @property
+    def whole(self) -> Estimate:
+        """The difference of performances, whichever estimate ``actual`` is."""
+        return Estimate(self.actual, self.stderr) if self.difference is None else self.difference
+
+    @property
     def predicted(self) -> float:
         """What was promised on fresh data, in the units of ``actual``."""
         return self.promise.predicted

@@ -159,9 +159,7 @@ def update_radius(state: TrustRegionState, measured: Improvement | None, rule: R
         return replace(state, factor=1.0, rolled_back=False)
     pooled = _pool(state, measured, rule) if measured.is_promising else state
     if _is_significantly_worse(measured, rule.rollback_z):
-        factor = 1.0 if rule.kind == "fixed" else ROLLBACK_SHRINKAGE ** (rule.exponent / 2)
-        undone = _scale(pooled, factor, rule)
-        return replace(undone, rolled_back=True, n_rollbacks=state.n_rollbacks + 1)
+        return replace(shrink_radius(pooled, rule), rolled_back=True, n_rollbacks=state.n_rollbacks + 1)
     if not measured.is_promising:
         return replace(state, factor=1.0, rolled_back=False)
     factor = rule.decide(pooled, measured)
@@ -202,7 +200,7 @@ def _is_significantly_worse(measured: Improvement, z: float | None) -> bool:
 
     As a whole, for a small loss that is well known is no collapse, and by the step's own doing.
     """
-    estimates = [(measured.actual, measured.stderr), *([measured.difference] if measured.difference else [])]
+    estimates = (measured.actual, measured.stderr), measured.whole
     return z is not None and all(stderr > 0.0 and mean < -z * stderr for mean, stderr in estimates)
 
 
@@ -216,8 +214,7 @@ def _pool(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> T
         weight=fade * state.weight + 1.0,
     )
     expected = state.pooled_reliability * measured.promise.gain
-    limit = OUTLIER * (noise + expected)
-    actual = _within(measured.actual, expected, limit)
+    actual = _within(measured.actual, expected, OUTLIER * (noise + expected))
     return replace(
         state,
         actual=fade * state.actual + measured.actual,
