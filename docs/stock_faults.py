@@ -1,5 +1,5 @@
 """
-What stock TRPO and PPO do about each fault: the columns of ``faults.md`` that are not ours, measured anew.
+What stock TRPO and PPO do about each fault: what ``faults.md`` tells in brackets, measured anew.
 
 Run ``python -m docs.stock_faults`` beside ``tests``, whose broken environments are used; a few minutes. It prints a row
 for each fault. Give names of functions, such as ``bad_reward``, for some rows alone.

@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     run("--seeds", nargs="+", type=int, metavar="SEED", help="by default 1000 1001 1002")
     run("--n-timesteps", type=int, help="per run; by default the smaller of RL Zoo's for PPO and TRPO")
     run("--output", type=Path, help="by default the grid's name without suffix, or benchmark-results")
-    run("--n-envs", type=int, help="environments per run where a tuned entry does not fix it")
+    run("--n-envs", type=int, help="environments per run where an entry does not fix them")
     run("--no-normalize", action="store_true", help="no VecNormalize but where a tuned entry has it")
     run("--gym-packages", nargs="+", metavar="MODULE", help="modules that register tasks")
     run("--backend", help="whose environments: gymnasium, or envpool for exploring fast")
