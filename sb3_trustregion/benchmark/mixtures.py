@@ -40,8 +40,7 @@ def _shared_properties(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _environment(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """As the grid set it: what a variant sets itself is what it is about; with its steps goes the number of them."""
     for name in (*SETTINGS, *ENVIRONMENT):
-        if name == "n_envs" and "n_steps" in record["hyperparameters"]:
-            continue
-        if name not in record["variant"]["hyperparameters"]:
+        of_the_steps = name == "n_envs" and "n_steps" in record["hyperparameters"]
+        if not of_the_steps and name not in record["variant"]["hyperparameters"]:
             title = f"{name} on {record['task']} of variants that are not tuned per task"
             yield title, json.dumps(record["hyperparameters"].get(name), sort_keys=True)

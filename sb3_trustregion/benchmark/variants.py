@@ -53,8 +53,7 @@ def _main() -> Iterator[Variant]:
     for name in ("ppo", "trpo"):
         yield Variant(f"{name}-zoo", f"{name.upper()}, Zoo-tuned", name, name, per_task=True, role=STOCK)
         yield Variant(f"{name}-default", f"{name.upper()}, defaults", name, name, role=STOCK)
-    for name, label in ALGORITHMS.items():
-        yield Variant(name, label, name, name)
+    yield from (Variant(name, label, name, name) for name, label in ALGORITHMS.items())
 
 
 def _tuned(base: Variant) -> Variant:
@@ -75,8 +74,10 @@ def _ablations(base: Variant) -> Iterator[Variant]:
     yield changed("replayed", "replayed schedule", base.name, **schedule)
 
 
-def _ppo_baselines() -> Iterator[Variant]:
-    """Other ways to hold PPO's steps in bounds, from its defaults."""
+def _baselines() -> Iterator[Variant]:
+    """Stock TRPO with what of our defaults it can take; other ways to hold PPO's steps in bounds, from its defaults."""
+    settings = {"n_envs": 8, "n_steps": 128, "policy_kwargs": "dict(log_std_init=-0.5)"}
+    yield Variant("trpo-our_settings", "TRPO, our settings", "trpo", "trpo", False, settings, ABLATION, "adaptive_trpo")
     shared: dict[str, Any] = {"config": "ppo", "role": ABLATION, "parent": "adaptive_ppo"}
     # 1.5 x 0.01 nats is where PPO of "Spinning Up" stops its epochs too.
     yield Variant("ppo-target_kl", "PPO, target_kl = 0.01", "ppo", hyperparameters={"target_kl": 0.01}, **shared)
@@ -101,7 +102,7 @@ def _sensitivity(base: Variant) -> Iterator[Variant]:
 def _all() -> dict[str, Variant]:
     main = list(_main())
     ours = [variant for variant in main if variant.role == OURS]
-    variants = [*main, *map(_tuned, ours), *_ppo_baselines()]
+    variants = [*main, *map(_tuned, ours), *_baselines()]
     for base in ours:
         if base.is_adaptive:
             variants += _ablations(base)

@@ -27,8 +27,8 @@ SECTION, SUBSECTION, NOTE = "## ", "### ", "> "
 READING = """Scores are normalised per task: 0 is a policy of random actions, 1 the reference in
 `sb3_trustregion/benchmark/report/references.yml`, which was fixed before any result was seen. Bars and bands are 95 %
 stratified-bootstrap intervals over seeds. A failed run counts as score 0. What is Zoo-tuned or set per task has
-hyperparameters for that very task; all others have one set for all tasks, the same normalisation, and the same number of
-environments unless the set names one with its steps an update."""
+hyperparameters for that very task; all others have one set for all tasks, the same normalisation, and the same number
+of environments unless the set names one with its steps an update."""
 RADIUS = """The radius is adapted or it is not, with everything else the same. Below, each algorithm with its twin of a
 fixed radius, and with other things that it is said to need taken away."""
 DECISIONS = """Means over seeds (of radii, geometric). A decision by feedback is one that would have been another had
