@@ -12,7 +12,6 @@ import yaml
 
 import sb3_trustregion
 from docs import differences
-from docs.conf import in_two_columns
 from sb3_trustregion import ALGORITHMS, AdaptiveTRPO
 from tests.docs.pages import PAGES, ROOT, name_of, rows, section
 from tests.helpers import make_model, train
@@ -85,18 +84,6 @@ def test_train_is_what_the_page_says() -> None:
     assert [code for code in quoted if code not in source] == []
     train_source = inspect.getsource(AdaptiveTRPO.train)
     assert sum(code in train_source for code in quoted) > 5
-
-
-def test_faults_become_two_columns() -> None:
-    text = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8")
-    narrow = in_two_columns(text)
-    assert "Stock TRPO |" not in narrow
-    n_rows = text.count("\n| ") - text.count("| Fault |") - narrow.count("| configuration |")
-    of_faults = [line for line in narrow.splitlines() if "**Ours:**" in line]
-    assert len(of_faults) > 20
-    assert len(of_faults) <= n_rows
-    assert all(line.count("|") == 3 for line in of_faults)
-    assert len(re.findall(r"^\[\^f\d+\]: `", narrow, re.MULTILINE)) == len(of_faults)
 
 
 def test_house_of_contributing_exists() -> None:
