@@ -1,0 +1,24 @@
+"""
+``halfcheetah.png``: HalfCheetah-v5 over training, stock PPO and TRPO beside ours, each with one configuration.
+
+``python docs/figures/halfcheetah.py`` draws it from the runs of ``benchmarks/exploratory``.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from sb3_trustregion.benchmark.report.plots import learning_curves
+from sb3_trustregion.benchmark.report.scores import collect
+from sb3_trustregion.benchmark.results import Results
+
+HERE = Path(__file__).parent
+TASK = "HalfCheetah-v5"
+VARIANTS = "ppo-default", "trpo-default", "npg", "adaptive_trpo", "adaptive_ppo"
+
+if __name__ == "__main__":
+    with Results(HERE.parents[1] / "benchmarks" / "exploratory").reading() as runs:
+        everything = collect(runs)
+    curves = {key: curve for key, curve in everything.curves.items() if key[0] == TASK}
+    shown = replace(everything, curves=curves)
+    figure = learning_curves(shown, shown.select(lambda variant: variant.name in VARIANTS))
+    figure.savefig(HERE / "halfcheetah.png", dpi=110, bbox_inches="tight")
