@@ -213,6 +213,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
             super().train()
             return log_update(self, StepStatus.INVALID, verdict)
         surrogate = self._surrogate(batch.centred(scale=False), actor)  # step 1
+        share = self._reliability(surrogate)
         before = Snapshot.of(policy)
         assert callable(self.clip_range)
         clip_range = self.clip_range(self._current_progress_remaining) * verdict.radius
@@ -225,9 +226,10 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         if fault is not None:
             raise fault
         accept(self)
-        promise = self._promise(surrogate, evaluation, actor.flatten(policy), clip_range)
+        linear_gain = float(surrogate.gradient.dot(actor.flatten(policy) - surrogate.origin))
+        promise = promise_of(evaluation, linear_gain, share, clip_range)
         self.judge.expect(promise, rollout, before, policy, unit)
-        found = of_evaluation(surrogate, evaluation, promise.linear_gain) | {"reliability": promise.reliability}
+        found = of_evaluation(surrogate, evaluation, linear_gain) | {"reliability": share}
         log_update(self, StepStatus.ACCEPTED, verdict, **found)
 
     def _surrogate(self, batch: Batch, actor: ParameterVector) -> Surrogate:
@@ -252,21 +254,26 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
             self.policy.set_training_mode(False)
         return None
 
-    def _promise(self, surrogate: Surrogate, evaluation: Evaluation, reached: th.Tensor, clip_range: float) -> Promise:
-        """What the update promises on data that it was not fitted to, by the natural gradient's share of noise."""
+    def _reliability(self, surrogate: Surrogate) -> float:
+        """Share of the gain that holds on data that the update is not fitted to: the natural gradient's."""
         product, gradient, noise = surrogate.fisher_product, surrogate.gradient, surrogate.noise_gradient
         solution = conjugate_gradient(product, gradient, CG_MAX_STEPS, CG_RESIDUAL_TOL)
         noise_solution = conjugate_gradient(product, noise, CG_MAX_STEPS, CG_RESIDUAL_TOL)
-        return Promise(
-            gain=evaluation.gain,
-            gain_stderr=evaluation.gain_stderr,
-            linear_gain=float(gradient.dot(reached - surrogate.origin)),
-            reliability=reliability(surrogate, solution, noise_solution),
-            length=evaluation.length,
-            used_radius=evaluation.is_supported and evaluation.length >= USED_RADIUS * clip_range,
-        )
+        return reliability(surrogate, solution, noise_solution)
 
     def _refuse(self, verdict: Verdict, reason: str) -> None:
         """No update is made."""
         log_update(self, StepStatus.INVALID, verdict)
         refuse(self, reason, lasting=True)
+
+
+def promise_of(evaluation: Evaluation, linear_gain: float, share: float, clip_range: float) -> Promise:
+    """What an update promises on data that it was not fitted to."""
+    return Promise(
+        gain=evaluation.gain,
+        gain_stderr=evaluation.gain_stderr,
+        linear_gain=linear_gain,
+        reliability=share,
+        length=evaluation.length,
+        used_radius=evaluation.is_supported and evaluation.length >= USED_RADIUS * clip_range,
+    )

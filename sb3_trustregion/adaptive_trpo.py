@@ -199,6 +199,7 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
             return self._update_without_step(batch, actor, verdict)
         surrogate = self._surrogate(batch.centred(scale=False) if self.normalize_advantage else batch, actor)  # step 1
         solution = self._solve(surrogate, surrogate.gradient)  # step 2
+        share = self._reliability(surrogate, solution)
         step = backtrack(  # step 3
             surrogate,
             solution,
@@ -210,28 +211,33 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
         self._take(step, actor)
         found = of_step(surrogate, step, solution) | {"value_loss": self._fit_critic(batch, actor)}
         if step.status is StepStatus.ACCEPTED:
-            promise = self._promise(surrogate, solution, step, verdict.radius)
+            promise = promise_of(step, share, verdict.radius * surrogate.n_dimensions)
             unit = unit_of_advantages(rollout, self.rollout_buffer)
             self.judge.expect(promise, rollout, before, self.policy, unit)
-            found["reliability"] = promise.reliability
+            found["reliability"] = share
         elif step.radius_at_fault:
             self.judge.shrink()
         log_update(self, step.status, verdict, **found, **of_policy(self))
 
-    def _promise(self, surrogate: Surrogate, solution: CGSolution, step: Step, radius: float) -> Promise:
-        """What the step promises on data that it was not fitted to."""
+    def _reliability(self, surrogate: Surrogate, solution: CGSolution) -> float:
+        """Share of a step's gain that holds on data that it was not fitted to."""
         noise_solution = self._solve(surrogate, surrogate.noise_gradient, max(NOISE_RESIDUAL_TOL, self.cg_residual_tol))
-        evaluation = step.evaluation
-        return Promise(
-            gain=evaluation.gain,
-            gain_stderr=evaluation.gain_stderr,
-            linear_gain=step.linear_gain,
-            reliability=reliability(surrogate, solution, noise_solution),
-            length=evaluation.length,
-            used_radius=evaluation.is_supported and evaluation.kl >= USED_RADIUS * radius * surrogate.n_dimensions,
-        )
+        return reliability(surrogate, solution, noise_solution)
 
     def _end_rejected(self, verdict: Verdict) -> None:
         """No step is taken from the batch of a rejected policy."""
         self._n_updates += 1
         log_update(self, StepStatus.REJECTED, verdict)
+
+
+def promise_of(step: Step, share: float, radius: float) -> Promise:
+    """What a step promises on data that it was not fitted to; the radius is joint over action dimensions."""
+    evaluation = step.evaluation
+    return Promise(
+        gain=evaluation.gain,
+        gain_stderr=evaluation.gain_stderr,
+        linear_gain=step.linear_gain,
+        reliability=share,
+        length=evaluation.length,
+        used_radius=evaluation.is_supported and evaluation.kl >= USED_RADIUS * radius,
+    )

@@ -184,7 +184,8 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
         losses, fault = [], None
         try:
             for index in self._mini_batches(len(samples.advantages)):
-                mini_batch = type(samples)(*(take(part, index) for part in samples))  # type: ignore[arg-type]
+                parts = (take(getattr(samples, name), index) for name in RolloutBufferSamples._fields)
+                mini_batch = RolloutBufferSamples(*parts)  # type: ignore[arg-type]
                 old_outputs = tuple(output[index] for output in old)
                 terms = loss_terms(self.policy, mini_batch, old_outputs, self.normalize_advantage, clip_range_vf)
                 loss = terms.policy + self.ent_coef * terms.entropy + self.vf_coef * terms.value

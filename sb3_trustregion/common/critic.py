@@ -25,8 +25,9 @@ def fit_critic(
     if not critic or n_passes == 0 or batch.n_samples == 0:
         return 0.0
     before = [parameter.detach().clone() for parameter in critic]
-    state_before = [_copied(optimizer.state.get(parameter, {})) for parameter in critic]
-    optimizer.zero_grad(set_to_none=True)
+    state: dict[Any, Any] = getattr(optimizer, "state", {})
+    state_before = [_copied(state.get(parameter, {})) for parameter in critic]
+    optimizer.zero_grad()
     _enter_training_mode(policy, critic)
     orders = [th.randperm(batch.n_samples).to(batch.returns.device) for _ in range(n_passes)]
     mini_batches = [index for order in orders for index in th.split(order, int(batch_size))]
@@ -34,15 +35,15 @@ def fit_critic(
     policy.set_training_mode(False)
     mean_loss = float(th.stack(losses).mean())
     # Adam's second moment overflows first: infinite, it would hold the critic still for good.
-    moments = [value for p in critic for value in optimizer.state.get(p, {}).values() if isinstance(value, th.Tensor)]
+    moments = [value for p in critic for value in state.get(p, {}).values() if isinstance(value, th.Tensor)]
     if np.isfinite(mean_loss) and all(bool(th.isfinite(value).all()) for value in (*critic, *moments)):
         return mean_loss
     warnings.warn("the critic's fit left the finite numbers and was undone", stacklevel=3)
     with th.no_grad():
-        for parameter, value, state in zip(critic, before, state_before, strict=True):
+        for parameter, value, moments_before in zip(critic, before, state_before, strict=True):
             parameter.copy_(value)
-            if parameter in optimizer.state:
-                optimizer.state[parameter] = state
+            if parameter in state:
+                state[parameter] = moments_before
     return float("nan")
 
 

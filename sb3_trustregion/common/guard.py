@@ -81,7 +81,7 @@ class Screen:
             last_rewards = self.normalizer.old_reward
             replace(rewards, self.reward, last_rewards if len(last_rewards) == self.num_envs else None)
         self.terminal = np.array(
-            [done and not self._end_is_sound(info) for done, info in zip(dones, infos, strict=True)]
+            [bool(done) and not self._end_is_sound(infos[index]) for index, done in enumerate(dones)]
         )
         return self._screened(observations, self.normalizer.old_obs), rewards, dones, infos
 

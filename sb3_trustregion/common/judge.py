@@ -68,7 +68,7 @@ class Snapshot(NamedTuple):
         tensors = snapshot(policy)
         trainable = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
         names = trainable if undone is None else set(undone)
-        optimizer = copy.deepcopy(policy.optimizer.state_dict()["state"]) if undone is None else None
+        optimizer = copy.deepcopy(policy.optimizer.state_dict().get("state", {})) if undone is None else None
         return cls(
             undone={name: tensor for name, tensor in tensors.items() if name in names},
             kept={name: tensor for name, tensor in tensors.items() if name not in names},
@@ -90,9 +90,9 @@ class Snapshot(NamedTuple):
         Undo an update; buffers, as statistics of the data, stay, unless they may be spoiled (``with_statistics``).
         """
         restore(policy, {**self.undone, **(self.kept if with_statistics else {})})
-        if self.optimizer is not None:
-            groups = policy.optimizer.state_dict()["param_groups"]
-            policy.optimizer.load_state_dict({"state": self.optimizer, "param_groups": groups})
+        present = policy.optimizer.state_dict()
+        if self.optimizer is not None and "state" in present:
+            policy.optimizer.load_state_dict({**present, "state": self.optimizer})
 
 
 class PendingStep(NamedTuple):

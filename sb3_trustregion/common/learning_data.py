@@ -23,6 +23,8 @@ LEAST_SAMPLES = 1
 # What ``get()`` flattens in place, environment by environment.
 SCALARS = ("values", "log_probs", "advantages", "returns")
 FLATTENED = ("observations", "actions", *SCALARS)
+# What ``get()`` notes of having been called.
+OF_GET = ("generator_ready", "pos", "full")
 
 BoolArray = npt.NDArray[np.bool_]
 ObsArray = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
@@ -195,6 +197,8 @@ def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
         with th.random.fork_rng(devices=[]):
             parts = list(view.get(buffer.buffer_size * buffer.n_envs))  # None is not known to each
         np.random.set_state(random_state)  # noqa: NPY002
+        numbers = {name: value for name, value in vars(view).items() if isinstance(value, int | float)}
+        vars(buffer).update({name: value for name, value in numbers.items() if name not in OF_GET})  # its own counters
         return (parts[0] if len(parts) == 1 else type(parts[0])(*map(_joined, zip(*parts, strict=True)))), False
     for name in FLATTENED:
         value = in_time(buffer, name)

@@ -141,8 +141,10 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
 
 @th.no_grad()
 def start_less_noisy(policy: ActorCriticPolicy) -> None:
-    """Initial log σ of a plain Gaussian policy that has been left at SB3's 0."""
+    """Initial log σ of a plain Gaussian policy that has been left at SB3's 0, and is not to stay there."""
     log_std = getattr(policy, "log_std", None)
-    if type(policy.action_dist) is DiagGaussianDistribution and log_std is not None and not log_std.any():
+    if log_std is None or type(policy.action_dist) is not DiagGaussianDistribution:
+        return
+    if log_std.requires_grad and not log_std.any():
         log_std.fill_(LOG_STD_INIT)
         policy.log_std_init = LOG_STD_INIT

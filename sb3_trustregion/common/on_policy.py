@@ -32,7 +32,7 @@ from sb3_trustregion.common.validation import (
     check_schedule,
     settle,
 )
-from sb3_trustregion.core.batch import Batch, take
+from sb3_trustregion.core.batch import Batch
 from sb3_trustregion.core.distributions import check_supported
 from sb3_trustregion.core.functional import uncompiled
 from sb3_trustregion.core.parameters import ParameterVector, actor_parameters
@@ -219,5 +219,4 @@ def begin_update(model: TrustRegionOnPolicyAlgorithm) -> Rollout:
 
 def find_actor(policy: ActorCriticPolicy, batch: Batch) -> ParameterVector:
     """Which parameters act, asked anew at every update: the user may have frozen or replaced some."""
-    some = th.linspace(0, batch.n_samples - 1, min(batch.n_samples, 16)).long().to(batch.advantages.device)
-    return actor_parameters(uncompiled(policy), take(batch.observations, some))
+    return actor_parameters(uncompiled(policy), batch.observations)

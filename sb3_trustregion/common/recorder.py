@@ -96,7 +96,7 @@ class Recorder:
         """Note the end of an episode; tell whether its last observation was faulty."""
         episode = info.get("episode")
         # The return of an episode with a faulty reward says nothing.
-        if episode is not None and abs(episode["r"]) < LARGEST:
+        if isinstance(episode, dict) and {"r", "l"} <= episode.keys() and abs(episode["r"]) < LARGEST:
             self._episodes.append((float(episode["r"]), float(episode["l"])))
         if info.get("terminal_observation") is None:
             return False
@@ -127,6 +127,7 @@ class Recorder:
         is_recorded = (
             len(self._faulty) == buffer.buffer_size
             and self._faulty[0].shape == buffer.episode_starts[0].shape  # not twice the samples, say
+            and np.size(buffer.rewards) == np.prod(shape)  # nor several rewards a step
             and hasattr(buffer, "observations")
         )
         if not is_recorded:
@@ -208,6 +209,12 @@ class RecordingCallback(BaseCallback):
         super().__init__()
         self.model, self.callback, self.screen = model, callback, screen
         self.recorder: Recorder = model.recorder  # type: ignore[attr-defined]
+
+    def __getattr__(self, name: str) -> Any:
+        """For who looks for their own callback among the local variables."""
+        if "callback" not in vars(self):
+            raise AttributeError(name)
+        return getattr(self.callback, name)
 
     def _aside(self) -> AbstractContextManager[None]:
         return nullcontext() if self.screen is None else self.screen.aside()

@@ -49,7 +49,7 @@ def of_verdict(verdict: Verdict) -> dict[str, float]:
         "actual_improvement": measured.actual,
         "improvement_stderr": measured.stderr,
         "performance_difference": measured.whole.mean,
-        "performance_difference_stderr": measured.whole.stderr,
+        "difference_stderr": measured.whole.stderr,
         "predicted_improvement": measured.predicted,
         "rho": measured.ratio,
         "pooled_rho": state.pooled_ratio,

@@ -19,6 +19,7 @@ from stable_baselines3.common.distributions import (
     StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
+from torch.distributions import Normal
 
 Observations = th.Tensor | dict[str, th.Tensor]
 # Gaussian: (mean, standard deviation), each (B, A). Categorical, Bernoulli: logits, one tensor a component.
@@ -60,6 +61,10 @@ def distribution_parameters(distribution: Distribution) -> Parameters:
     if isinstance(distribution, MultiCategoricalDistribution):
         return tuple(component.logits for component in distribution.distribution)
     if isinstance(distribution, GAUSSIAN):
+        made: object = distribution.distribution  # by whatever the user has overridden
+        if not isinstance(made, Normal):
+            kind = type(made).__name__
+            raise ValueError(f"policy's action distribution must be of independent Gaussians, got {kind}")
         return distribution.distribution.mean, distribution.distribution.stddev
     assert isinstance(distribution, (CategoricalDistribution, BernoulliDistribution))
     return (distribution.distribution.logits,)

@@ -32,9 +32,18 @@ class PolicyFunction(nn.Module):
         """
         What ``forward`` returns of the arguments with some parameters and buffers, by name, replaced by these tensors.
         """
+        for name, value in tensors.items():
+            self._hook(name, value)
         replaced = {f"policy.{site}": value for name, value in tensors.items() for site in self._sites[name]}
         # Tied weights are listed above: left to functional_call, a module known by two names is not put back right.
         return functional_call(self, replaced, arguments, tie_weights=False)
+
+    def _hook(self, name: str, value: th.Tensor) -> None:
+        """What the user does to a parameter's gradient is done to that of its stand-in."""
+        if value.requires_grad:
+            hooks = getattr(self.policy.get_parameter(name), "_backward_hooks", None)
+            for hook in (hooks or {}).values():
+                value.register_hook(hook)  # type: ignore[no-untyped-call]
 
 
 class ActionHead(PolicyFunction):

@@ -1,6 +1,7 @@
 """Which parameters act; flatten, write and restore them; whether somebody else has changed them."""
 
 import hashlib
+import itertools
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -10,8 +11,14 @@ import numpy.typing as npt
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from sb3_trustregion.core.batch import take
 from sb3_trustregion.core.distributions import Observations, distribution_parameters, preserved_distribution
 from sb3_trustregion.core.jacobian import differentiable_twice
+
+# SB3's name of what is the critic's even where logits depend on it, as in sb3-contrib.
+VALUE_HEAD = "value_net"
+# States that tell whether a policy can be differentiated twice.
+FEW = 16
 
 
 class ParameterVector(NamedTuple):
@@ -40,10 +47,11 @@ class ParameterVector(NamedTuple):
 
     def unflatten(self, vector: th.Tensor) -> dict[str, th.Tensor]:
         """Views into a vector (P,) by parameter name."""
-        parts = th.split(vector, self.sizes)
+        # One by one: of views that come out together none may be changed in place, as some embeddings do.
+        ends = itertools.accumulate(self.sizes)
+        layout = zip(self.names, ends, self.sizes, self.shapes, self.dtypes, strict=True)
         return {
-            name: part.view(shape).to(dtype)
-            for name, part, shape, dtype in zip(self.names, parts, self.shapes, self.dtypes, strict=True)
+            name: vector.narrow(0, end - size, size).view(shape).to(dtype) for name, end, size, shape, dtype in layout
         }
 
     @th.no_grad()
@@ -63,24 +71,37 @@ def actor_parameters(policy: ActorCriticPolicy, observations: Observations) -> P
     """
     Find the trainable parameters that influence the action distribution: autograd knows, names do not.
 
+    :param policy: the policy
+    :param observations: n of them, all that is learned from: a head may act in some states alone
     :return: their layout; empty where all of them are frozen
     """
-    trainable = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    _, actor = _acting(policy, observations)
+    n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+    outputs, asked = _acting(policy, take(observations, th.linspace(0, n - 1, min(n, FEW)).long()))
+    return ParameterVector(
+        names=tuple(actor),
+        shapes=tuple(leaf.shape for leaf in actor.values()),
+        dtypes=tuple(leaf.dtype for leaf in actor.values()),
+        differentiable_twice=not asked or differentiable_twice(outputs, list(asked.values())),
+    )
+
+
+def _acting(policy: ActorCriticPolicy, observations: Observations) -> tuple[list[th.Tensor], dict[str, th.Tensor]]:
+    """What can be differentiated of the distributions' parameters, and those parameters of the policy that it is by."""
+    trainable: dict[str, th.Tensor] = {
+        name: parameter
+        for name, parameter in policy.named_parameters()
+        if parameter.requires_grad and VALUE_HEAD not in name
+    }
     with preserved_distribution(policy), th.enable_grad():
         outputs = distribution_parameters(policy.get_distribution(observations))
         attached = [output for output in outputs if output.requires_grad]
         if not trainable or not attached:
-            return NOBODY
+            return [], {}
         total = th.stack([output.sum() for output in attached]).sum()
     gradients = th.autograd.grad(total, list(trainable.values()), retain_graph=True, allow_unused=True)
-    found = [name for name, gradient in zip(trainable, gradients, strict=True) if gradient is not None]
-    leaves = [trainable[name] for name in found]
-    return ParameterVector(
-        names=tuple(found),
-        shapes=tuple(leaf.shape for leaf in leaves),
-        dtypes=tuple(leaf.dtype for leaf in leaves),
-        differentiable_twice=differentiable_twice(attached, leaves),
-    )
+    found = zip(trainable.items(), gradients, strict=True)
+    return attached, {name: leaf for (name, leaf), gradient in found if gradient is not None}
 
 
 def critic_parameters(policy: ActorCriticPolicy, actor: ParameterVector) -> list[th.nn.Parameter]:
@@ -115,7 +136,7 @@ def fingerprint(policy: ActorCriticPolicy, with_optimizer: bool = False) -> str:
         digest.update(_bytes_of(parameter))
     if with_optimizer:
         digest.update(type(policy.optimizer).__name__.encode())
-        for state in policy.optimizer.state_dict()["state"].values():
+        for state in policy.optimizer.state_dict().get("state", {}).values():
             for name, value in state.items():
                 digest.update(name.encode())
                 digest.update(_bytes_of(value) if isinstance(value, th.Tensor) else repr(value).encode())
