@@ -104,8 +104,8 @@ class Rollout(NamedTuple):
         return result
 
 
-# Advantages that go so much with those by the rewards are the same ones in a unit of their own.
-LEAST_CORRELATION = 0.9
+# Advantages that go so much with those by the rewards are the same in a unit of their own: so many last steps tell.
+LEAST_CORRELATION, TAIL = 0.9, 256
 
 
 def _on_cpu(value: Any) -> Any:
@@ -136,13 +136,13 @@ def unit_of_advantages(rollout: Rollout, buffer: RolloutBuffer) -> float:
     """
     if not rollout.is_recorded:
         return 1.0
-    residuals = np.nan_to_num(rollout._replace(scales=np.ones(len(rollout.scales))).own_residuals(1.0))
+    residuals = np.nan_to_num(rollout._replace(scales=np.ones(len(rollout.scales))).own_residuals(1.0))[-TAIL:]
+    advantages, dones = in_time(buffer, "advantages")[-TAIL:], rollout.dones[-TAIL:]
     own, last = np.zeros_like(residuals), np.zeros(residuals.shape[1])
     for t in reversed(range(len(own))):
-        last = own[t] = residuals[t] + buffer.gamma * buffer.gae_lambda * ~rollout.dones[t] * last
-    sound = ~rollout.faulty & np.isfinite(in_time(buffer, "advantages"))
-    x, y = (np.asarray(one, dtype=np.float64)[sound] for one in (in_time(buffer, "advantages"), own))
-    x, y = x - x.mean(), y - y.mean()
+        last = own[t] = residuals[t] + buffer.gamma * buffer.gae_lambda * ~dones[t] * last
+    sound = ~rollout.faulty[-TAIL:] & np.isfinite(advantages)
+    x, y = (np.asarray(one, dtype=np.float64)[sound] - one[sound].mean() for one in (advantages, own))
     if not x.dot(x) > 0.0 or not y.dot(y) > 0.0:
         return 1.0
     slope, correlation = x.dot(y) / x.dot(x), x.dot(y) / np.sqrt(x.dot(x) * y.dot(y))
