@@ -87,9 +87,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from sb3_trustregion.benchmark.run.grid import make_specs, read_grid
     from sb3_trustregion.benchmark.run.spec import title
 
-    values = DEFAULTS | (read_grid(arguments.grid) if arguments.grid is not None else {})
+    of_grid = read_grid(arguments.grid) if arguments.grid is not None else {}
     flags = ("tasks", "variants", "seeds", "output", "gym_packages", "backend")
-    values |= {name: value for name in flags if (value := getattr(arguments, name))}
+    given = {name: _picked(name, value, of_grid) for name in flags if (value := getattr(arguments, name))}
+    values = DEFAULTS | of_grid | given
     if arguments.n_timesteps is not None:
         values |= {"n_timesteps": arguments.n_timesteps, "tasks": list(values.get("tasks") or [])}
     environment = {} if arguments.n_envs is None else {"n_envs": arguments.n_envs}
@@ -103,6 +104,16 @@ def _run(arguments: argparse.Namespace) -> int:
         print(text)
     print(f"{len(runs) - len(failed)} of {len(specs)} runs finished, {len(failed)} failed, in {values['output']}")
     return 1 if failed else 0
+
+
+def _picked(name: str, value: Any, of_grid: dict[str, Any]) -> Any:
+    """A flag's value; what it picks of a grid stays as it is there: tasks with their steps, variants as defined."""
+    known = of_grid.get(name)
+    if name == "tasks" and isinstance(known, dict):
+        return {task: known.get(task) for task in value}
+    entries = known if name == "variants" and isinstance(known, list) else []
+    defined = {variant: entry for entry in entries if isinstance(entry, dict) for variant in entry}
+    return [defined.get(one, one) for one in value] if defined else value
 
 
 def _report(arguments: argparse.Namespace) -> int:

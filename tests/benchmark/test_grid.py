@@ -246,6 +246,21 @@ def test_flags_go_before_the_file(tmp_path: Path) -> None:
     assert options["command"].startswith("python -m sb3_trustregion.benchmark run ")
 
 
+@pytest.mark.usefixtures("carried")
+def test_what_flags_pick_of_a_grid_stays_as_the_grid_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yml"
+    mine = "{base: ppo-default, hyperparameters: {n_steps: 8}}"
+    path.write_text(f"tasks: {{CartPole-v1: 5, Acrobot-v1: 6}}\nvariants: [mine: {mine}, ppo-default]\nseeds: [1000]\n")
+    with pytest.raises(Carried) as carried:
+        cli.main(["run", str(path), "--tasks", "Acrobot-v1", "--variants", "mine", "npg"])
+    specs, _, _ = carried.value.args
+    assert [(spec.task, spec.n_timesteps, spec.variant.name) for spec in specs] == [
+        ("Acrobot-v1", 6, "mine"),
+        ("Acrobot-v1", 6, "npg"),
+    ]
+    assert specs[0].hyperparameters["n_steps"] == 8
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
