@@ -29,7 +29,7 @@ def _palette(labels: Sequence[str]) -> dict[str, Any]:
 def intervals(estimates: Estimates, titles: list[str]) -> Figure:
     """:return: a panel per title, an interval per label"""
     labels = list(estimates.points)
-    place = {"xlabel": "interquartile mean of normalised scores", "xlabel_y_coordinate": -0.5 / len(labels)}
+    place = {"xlabel": "interquartile mean of normalised scores", "xlabel_y_coordinate": -1.0 / len(labels)}
     drawn: tuple[Figure, Any] = plot_utils.plot_interval_estimates(
         *estimates, titles, algorithms=labels[::-1], colors=_palette(labels), row_height=0.4, **place
     )
