@@ -5,11 +5,10 @@
 from the worst to the best of them.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-import numpy as np
-
+from sb3_trustregion.benchmark.report.plots import learning_curves
 from sb3_trustregion.benchmark.report.scores import collect
 from sb3_trustregion.benchmark.results import Results
 
@@ -20,15 +19,6 @@ VARIANTS = "ppo-default", "trpo-default", "npg", "adaptive_trpo", "adaptive_ppo"
 if __name__ == "__main__":
     with Results(HERE.parents[1] / "benchmarks" / "exploratory").reading() as runs:
         found = collect(runs)
-    figure, axes = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
-    for variant in found.select(lambda variant: variant.name in VARIANTS):
-        keys = [key for key in found.curves if key[:2] == (TASK, variant.name)]
-        curves = np.array([found.curves[key] for key in keys])
-        steps = np.linspace(0.0, found.runs[keys[0]].record["n_timesteps"], curves.shape[1] + 1)[1:]
-        (line,) = axes.plot(steps, curves.mean(axis=0), label=f"{variant.label} ({len(keys)} seeds)")
-        axes.fill_between(
-            steps, curves.min(axis=0), curves.max(axis=0), color=line.get_color(), alpha=0.15, linewidth=0
-        )
-    axes.set(title=TASK, xlabel="environment steps", ylabel="return of training episodes")
-    axes.legend(frameon=False, fontsize=9)
-    figure.savefig(HERE / "halfcheetah.png", dpi=100)
+    shown = replace(found, curves={key: curve for key, curve in found.curves.items() if key[0] == TASK})
+    figure = learning_curves(shown, shown.select(lambda variant: variant.name in VARIANTS))
+    figure.savefig(HERE / "halfcheetah.png", dpi=110, bbox_inches="tight")

@@ -64,7 +64,7 @@ def test_killed_over_and_over(killed: Path, name: str) -> None:
     assert len(MODELS) * (len(starts) - 2 * len(WHERE_IT_HURTS)) >= 25
     assert report[name]["n_partial"] >= 2 * len(WHERE_IT_HURTS)
     assert starts == sorted(starts)
-    assert len(set(starts)) > len(WHERE_IT_HURTS)  # how many more depends on how fast the machine is
+    assert len(set(starts)) > len(starts) // 2
 
     resumed = resume(MODELS[name][0], killed / name, environment(), device="cpu")
     assert resumed.num_timesteps == int(checkpoints(killed / name)[-1].name.split("_")[1]) >= starts[-1]

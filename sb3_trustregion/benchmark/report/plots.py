@@ -102,8 +102,8 @@ def _lines(frames: list[pd.DataFrame], order: list[str], title: str, **options: 
     data = pd.concat(frames, ignore_index=True)
     order = [label for label in order if label in set(data["line"])]
     lines = {"hue": "line", "style": "line", "hue_order": order, "style_order": order, "palette": _palette(order)}
-    panels = {"col_wrap": 3, "facet_kws": {"sharex": False, "sharey": False}, "height": 2.7, "aspect": 1.4}
-    grid = sns.relplot(data, kind="line", x="steps", y="value", **lines, **panels, **options)
+    panels = {"col_wrap": min(3, data[options["col"]].nunique()), "facet_kws": {"sharex": False, "sharey": False}}
+    grid = sns.relplot(data, kind="line", x="steps", y="value", height=2.7, aspect=1.4, **lines, **panels, **options)
     grid.set_axis_labels("environment steps", title).set_titles("{col_name}")
     grid.legend.set_title("")
     for panel, axis in grid.axes_dict.items():
