@@ -25,11 +25,10 @@ from sb3_trustregion.common.validation import (
 from sb3_trustregion.core.batch import Batch
 from sb3_trustregion.core.conjugate_gradient import conjugate_gradient
 from sb3_trustregion.core.functional import uncompiled
-from sb3_trustregion.core.improvement import Promise
 from sb3_trustregion.core.line_search import StepStatus, reliability
 from sb3_trustregion.core.parameters import ParameterVector, is_finite, snapshot
 from sb3_trustregion.core.radius import Decision, TrustRegionState
-from sb3_trustregion.core.surrogate import Evaluation, Surrogate
+from sb3_trustregion.core.surrogate import Surrogate
 
 # Of ε: a ratio of 1 ± ε everywhere is a step of length √(2·KL) ≈ ε.
 USED_RADIUS = 0.5
@@ -227,7 +226,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
             raise fault
         accept(self)
         linear_gain = float(surrogate.gradient.dot(actor.flatten(policy) - surrogate.origin))
-        promise = promise_of(evaluation, linear_gain, share, clip_range)
+        promise = evaluation.promise(linear_gain, share, evaluation.length >= USED_RADIUS * clip_range)
         self.judge.expect(promise, rollout, before, policy, unit)
         found = of_evaluation(surrogate, evaluation, linear_gain) | {"reliability": share}
         log_update(self, StepStatus.ACCEPTED, verdict, **found)
@@ -265,15 +264,3 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         """No update is made."""
         log_update(self, StepStatus.INVALID, verdict)
         refuse(self, reason, lasting=True)
-
-
-def promise_of(evaluation: Evaluation, linear_gain: float, share: float, clip_range: float) -> Promise:
-    """What an update promises on data that it was not fitted to."""
-    return Promise(
-        gain=evaluation.gain,
-        gain_stderr=evaluation.gain_stderr,
-        linear_gain=linear_gain,
-        reliability=share,
-        length=evaluation.length,
-        used_radius=evaluation.is_supported and evaluation.length >= USED_RADIUS * clip_range,
-    )

@@ -14,8 +14,7 @@ from sb3_trustregion.common.on_policy import begin_update
 from sb3_trustregion.common.update_log import log_update, of_policy, of_step
 from sb3_trustregion.common.validation import check_integer, check_number, settle
 from sb3_trustregion.core.conjugate_gradient import CGSolution
-from sb3_trustregion.core.improvement import Promise
-from sb3_trustregion.core.line_search import Step, StepStatus, backtrack, reliability
+from sb3_trustregion.core.line_search import StepStatus, backtrack, reliability
 from sb3_trustregion.core.radius import Decision, TrustRegionState
 from sb3_trustregion.core.surrogate import Surrogate
 
@@ -211,7 +210,8 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
         self._take(step, actor)
         found = of_step(surrogate, step, solution) | {"value_loss": self._fit_critic(batch, actor)}
         if step.status is StepStatus.ACCEPTED:
-            promise = promise_of(step, share, verdict.radius * surrogate.n_dimensions)
+            used_radius = step.evaluation.kl >= USED_RADIUS * verdict.radius * surrogate.n_dimensions
+            promise = step.evaluation.promise(step.linear_gain, share, used_radius)
             unit = unit_of_advantages(rollout, self.rollout_buffer)
             self.judge.expect(promise, rollout, before, self.policy, unit)
             found["reliability"] = share
@@ -228,16 +228,3 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
         """No step is taken from the batch of a rejected policy."""
         self._n_updates += 1
         log_update(self, StepStatus.REJECTED, verdict)
-
-
-def promise_of(step: Step, share: float, radius: float) -> Promise:
-    """What a step promises on data that it was not fitted to; the radius is joint over action dimensions."""
-    evaluation = step.evaluation
-    return Promise(
-        gain=evaluation.gain,
-        gain_stderr=evaluation.gain_stderr,
-        linear_gain=step.linear_gain,
-        reliability=share,
-        length=evaluation.length,
-        used_radius=evaluation.is_supported and evaluation.kl >= USED_RADIUS * radius,
-    )

@@ -18,7 +18,7 @@ from sb3_trustregion.core.batch import Batch, take
 from sb3_trustregion.core.distributions import Observations, Parameters, dimensions, kl_divergence
 from sb3_trustregion.core.fisher import FisherProduct
 from sb3_trustregion.core.functional import ActionHead
-from sb3_trustregion.core.improvement import batch_means
+from sb3_trustregion.core.improvement import Promise, batch_means
 from sb3_trustregion.core.jacobian import CentralDifferences
 from sb3_trustregion.core.parameters import ParameterVector
 
@@ -57,6 +57,13 @@ class Evaluation(NamedTuple):
     def length(self) -> float:
         """√(2·KL), √nats."""
         return math.sqrt(2.0 * max(self.kl, 0.0))
+
+    def promise(self, linear_gain: float, reliability: float, used_radius: bool) -> Promise:
+        """
+        What a step here promises on data that it was not fitted to; the arguments as in ``Promise``.
+        """
+        used_radius = used_radius and self.is_supported
+        return Promise(self.gain, self.gain_stderr, linear_gain, reliability, self.length, used_radius)
 
 
 NOWHERE = Evaluation(math.nan, math.nan, math.nan, 0.0)
