@@ -11,7 +11,7 @@ _ROOT = Path(__file__).parents[1]
 _TRY = """
 try
   python -m rl_zoo3.train --algo adaptive_trpo --env CartPole-v1    (or: python -m sb3_trustregion.zoo train ...)
-  python -m rl_zoo3.enjoy --algo adaptive_trpo --env CartPole-v1 --no-render
+  python -m rl_zoo3.enjoy --algo adaptive_trpo --env CartPole-v1 --folder logs --no-render
   python -m sb3_trustregion.zoo doctor                              what RL Zoo knows, and why not
   python -m sb3_trustregion.benchmark --help                        comparison with stock PPO and TRPO"""
 
