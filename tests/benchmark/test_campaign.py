@@ -135,7 +135,7 @@ def test_a_replayed_run_has_the_other_seeds_radius(tmp_path: Path, monkeypatch: 
     train_here(monkeypatch, tmp_path / "scratch")
     names = ["adaptive_trpo-replayed", "adaptive_trpo"]
     for name in names:
-        short = {**VARIANTS[name].hyperparameters, "n_envs": 1, "n_steps": 64, "batch_size": 64}
+        short = {**VARIANTS[name].hyperparameters, "n_envs": 1, "n_steps": 64, "batch_size": 64, "target_kl": 0.01}
         monkeypatch.setitem(VARIANTS, name, replace(VARIANTS[name], hyperparameters=short))
     runs = carry_out(make(tmp_path, names, [1000, 1001], 192), Results(tmp_path), jobs=1)
     assert [run.is_finished for run in runs] == [True] * 4
