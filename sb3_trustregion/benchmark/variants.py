@@ -15,8 +15,8 @@ SENSITIVITY = "sensitivity"
 # The judges that take feedback away, by the end of a variant's name.
 JUDGES = "sb3_trustregion.benchmark.run.judges"
 # What a radius starts from, ours and stock's alike: the argument, what it is, and by which factors it may be wrong.
-RADIUS_FACTORS = {"radius_div20": 1 / 20, "radius_x20": 20.0}
-STOCK_KL, OUR_KL = ("target_kl", 0.01, RADIUS_FACTORS), ("target_kl", 0.005, RADIUS_FACTORS)
+STOCK_KL = "target_kl", 0.01, {"radius_div20": 1 / 20, "radius_x20": 20.0}
+OUR_KL = "target_kl", 0.005, STOCK_KL[2]
 CLIP_RANGE = "clip_range", 0.2, {"clip_div10": 1 / 10, "clip_x5": 5.0}
 INITIAL_RADII = {
     "trpo-default": STOCK_KL,
@@ -78,7 +78,7 @@ def _ablations(base: Variant) -> Iterator[Variant]:
 
 def _baselines() -> Iterator[Variant]:
     """Stock TRPO with what of our defaults it can take; other ways to hold PPO's steps in bounds, from its defaults."""
-    settings = {"n_envs": 8, "n_steps": 128, "target_kl": 0.005, "policy_kwargs": "dict(log_std_init=-0.5)"}
+    settings = {"n_envs": 8, "n_steps": 128, "target_kl": OUR_KL[1], "policy_kwargs": "dict(log_std_init=-0.5)"}
     yield Variant("trpo-our_settings", "TRPO, our settings", "trpo", "trpo", False, settings, ABLATION, "adaptive_trpo")
     shared: dict[str, Any] = {"config": "ppo", "role": ABLATION, "parent": "adaptive_ppo"}
     # 1.5 x 0.01 nats is where PPO of "Spinning Up" stops its epochs too.

@@ -121,6 +121,16 @@ def test_initial_radii_span_the_protocols_decades(parent: str, argument: str, fa
         assert child.hyperparameters[argument] == pytest.approx(radius * child.radius_factor)
 
 
+def test_stock_with_our_settings_has_them() -> None:
+    ours, stock = (resolve(VARIANTS[name], "Hopper-v5", 1, SHARED) for name in ("adaptive_trpo", "trpo-our_settings"))
+    assert ours is not None
+    assert stock is not None
+    signature = inspect.signature(algorithms()["trpo"]).parameters
+    for name in ("n_envs", "n_steps", "target_kl", "batch_size", "learning_rate", "normalize"):
+        given = stock[name] if name in stock else signature[name].default
+        assert given == ours[name], name
+
+
 def test_names_are_names_of_folders() -> None:
     assert all(name == variant.name for name, variant in VARIANTS.items())
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-") for name in VARIANTS)
