@@ -14,7 +14,8 @@ from sb3_trustregion.common.on_policy import begin_update
 from sb3_trustregion.common.update_log import log_update, of_policy, of_step
 from sb3_trustregion.common.validation import check_integer, check_number, settle
 from sb3_trustregion.core.conjugate_gradient import CGSolution
-from sb3_trustregion.core.line_search import StepStatus, backtrack, reliability
+from sb3_trustregion.core.improvement import Promise
+from sb3_trustregion.core.line_search import Step, StepStatus, backtrack, reliability
 from sb3_trustregion.core.radius import Decision, TrustRegionState
 from sb3_trustregion.core.surrogate import Surrogate
 
@@ -198,7 +199,6 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
             return self._update_without_step(batch, actor, verdict)
         surrogate = self._surrogate(batch.centred(scale=False) if self.normalize_advantage else batch, actor)  # step 1
         solution = self._solve(surrogate, surrogate.gradient)  # step 2
-        share = self._reliability(surrogate, solution)
         step = backtrack(  # step 3
             surrogate,
             solution,
@@ -208,21 +208,24 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
         )
         before = Snapshot.of(self.policy, actor.names)
         self._take(step, actor)
+        promise = self._promise(surrogate, solution, step, verdict.radius)
         found = of_step(surrogate, step, solution) | {"value_loss": self._fit_critic(batch, actor)}
-        if step.status is StepStatus.ACCEPTED:
-            used_radius = step.evaluation.kl >= USED_RADIUS * verdict.radius * surrogate.n_dimensions
-            promise = step.evaluation.promise(step.linear_gain, share, used_radius)
+        if promise is not None:
             unit = unit_of_advantages(rollout, self.rollout_buffer)
             self.judge.expect(promise, rollout, before, self.policy, unit)
-            found["reliability"] = share
+            found["reliability"] = promise.reliability
         elif step.radius_at_fault:
             self.judge.shrink()
         log_update(self, step.status, verdict, **found, **of_policy(self))
 
-    def _reliability(self, surrogate: Surrogate, solution: CGSolution) -> float:
-        """Share of a step's gain that holds on data that it was not fitted to."""
+    def _promise(self, surrogate: Surrogate, solution: CGSolution, step: Step, radius: float) -> Promise | None:
+        """What the step promises on data that it was not fitted to; None where there is no step."""
+        if step.status is not StepStatus.ACCEPTED:
+            return None
         noise_solution = self._solve(surrogate, surrogate.noise_gradient, max(NOISE_RESIDUAL_TOL, self.cg_residual_tol))
-        return reliability(surrogate, solution, noise_solution)
+        share = reliability(surrogate, solution, noise_solution)
+        used_radius = step.evaluation.kl >= USED_RADIUS * radius * surrogate.n_dimensions
+        return step.evaluation.promise(step.linear_gain, share, used_radius)
 
     def _end_rejected(self, verdict: Verdict) -> None:
         """No step is taken from the batch of a rejected policy."""

@@ -104,8 +104,8 @@ class Rollout(NamedTuple):
         return result
 
 
-# Advantages that go so much with those by the rewards are the same in a unit of their own: so many last steps tell.
-LEAST_CORRELATION, TAIL = 0.9, 256
+# Advantages that go so much with those by the rewards are the same in a unit of their own.
+LEAST_CORRELATION = 0.9
 
 
 def _on_cpu(value: Any) -> Any:
@@ -132,17 +132,22 @@ def unit_of_advantages(rollout: Rollout, buffer: RolloutBuffer) -> float:
     """
     Rewards for each unit of the buffer's advantages: 1 where SB3 computed them, another where the user has scaled them.
 
-    :return: slope of GAE's advantages on the buffer's; 1 where the two say different things, or nothing was recorded
+    GAE's advantages obey A = d + γ·λ·A' within an episode. So it is d that is compared, by the buffer's advantages and
+    by the rewards, both without what a constant added to all advantages would make of it.
+
+    :return: slope of the latter on the former; 1 where the two say different things, or nothing was recorded
     """
     if not rollout.is_recorded:
         return 1.0
-    residuals = np.nan_to_num(rollout._replace(scales=np.ones(len(rollout.scales))).own_residuals(1.0))[-TAIL:]
-    advantages, dones = in_time(buffer, "advantages")[-TAIL:], rollout.dones[-TAIL:]
-    own, last = np.zeros_like(residuals), np.zeros(residuals.shape[1])
-    for t in reversed(range(len(own))):
-        last = own[t] = residuals[t] + buffer.gamma * buffer.gae_lambda * ~dones[t] * last
-    sound = ~rollout.faulty[-TAIL:] & np.isfinite(advantages)
-    x, y = (np.asarray(one, dtype=np.float64)[sound] - one[sound].mean() for one in (advantages, own))
+    own = rollout._replace(scales=np.ones(len(rollout.scales))).own_residuals(1.0)
+    fade = buffer.gamma * buffer.gae_lambda * ~rollout.dones
+    fade[-1] = 0.0
+    advantages = in_time(buffer, "advantages").astype(np.float64)
+    theirs = advantages - fade * np.roll(advantages, -1, axis=0)
+    sound = np.isfinite(own) & np.isfinite(theirs)
+    constant = 1.0 - fade[sound]
+    norm = max(constant.dot(constant), np.finfo(np.float64).tiny)
+    y, x = (d[sound] - constant * (constant.dot(d[sound]) / norm) for d in (own, theirs))
     if not x.dot(x) > 0.0 or not y.dot(y) > 0.0:
         return 1.0
     slope, correlation = x.dot(y) / x.dot(x), x.dot(y) / np.sqrt(x.dot(x) * y.dot(y))

@@ -140,11 +140,13 @@ class Recorder:
         rewards = np.array(buffer.rewards, dtype=np.float64).reshape(shape)
         rewards.reshape(-1)[truncated] -= model.gamma * end_values
         assert model._last_episode_starts is not None
-        stood_in, bad = np.stack(self._stood_in), np.stack(self._bad_rewards)
+        stood_in, bad, faulty = (
+            np.concatenate(noted).reshape(shape) for noted in (self._stood_in, self._bad_rewards, self._faulty)
+        )
+        of_reward = bad.copy()
         bad.reshape(-1)[truncated] = False
-        faulty = np.stack(self._faulty)
         if not np.any(rewards[bad] != stood_in[bad]):  # else the user has put in rewards of their own
-            faulty |= np.stack(self._bad_rewards)
+            faulty |= of_reward
         dones = np.concatenate([buffer.episode_starts[1:], model._last_episode_starts[None]]).astype(bool)
         episodes = np.array(self._episodes, dtype=np.float64).reshape(-1, 2)
         rollout = Rollout(
