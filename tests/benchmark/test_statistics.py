@@ -63,6 +63,19 @@ def test_what_is_incomplete_is_left_out(collection: Collection) -> None:
     found = make_block(replace(collection, runs=runs), collection.variants, read_references())
     assert found.tasks == ["CartPole-v1"]
     assert found.left_out == ["Pendulum-v1: runs of npg are missing"]
+    assert found.seeds == [1000, 1001, 1002]
     nothing = make_block(collection, collection.variants, {})
     assert nothing.tasks == []
     assert all("no references" in reason for reason in nothing.left_out)
+
+
+def test_a_seed_that_one_of_them_lacks_is_left_out_for_all(collection: Collection) -> None:
+    """A grid that is under way: some are further than others."""
+    runs = {key: run for key, run in collection.runs.items() if key[1:] != ("npg", 1001)}
+    under_way = replace(collection, runs=runs)
+    found = make_block(under_way, collection.variants, read_references())
+    assert (found.seeds, found.tasks, found.left_out) == ([1000, 1002], TASKS, [])
+    all_of_them = make_block(collection, collection.variants, read_references())
+    np.testing.assert_array_equal(found.final["AdaptiveTRPO"], all_of_them.final["AdaptiveTRPO"][[0, 2]])
+    others = [variant for variant in collection.variants if variant.name != "npg"]
+    assert make_block(under_way, others, read_references()).seeds == [1000, 1001, 1002]

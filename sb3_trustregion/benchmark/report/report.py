@@ -83,7 +83,9 @@ class Report:
             estimates = estimate(block.scores, interquartile_mean, self.reps)
             self._keep("aggregate", estimates, name, list(METRICS))
             self.page.table(tables.overview(self.collection, block, estimates))
-            size = f"{_count(block.tasks, 'task')} and {_count(self.collection.seeds, 'seed')}"
+            if block.seeds != self.collection.seeds:
+                self.page.add(f"Over the seeds that all of these have: {', '.join(map(str, block.seeds))}.", NOTE)
+            size = f"{_count(block.tasks, 'task')} and {_count(block.seeds, 'seed')}"
             caption = f"Interquartile mean over {size}. Further right is better."
             self.page.picture(f"{name}-intervals", plots.intervals(estimates, list(METRICS.values())), caption)
         if block.tasks and pairs:
@@ -91,6 +93,7 @@ class Report:
             found = estimate(both, improvement_probability, self.reps)
             self._keep("improvement", found, name)
             self.page.picture(f"{name}-improvement", plots.improvements(found), IMPROVEMENT.replace("\n", " "))
+            self.page.table(tables.improvements(found))
         return block
 
     def _distributions(self, block: Block, name: str) -> None:

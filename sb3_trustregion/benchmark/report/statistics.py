@@ -24,6 +24,7 @@ class Block:
     """Normalised scores of variants on the same tasks with the same seeds, by label."""
 
     variants: list[Variant]
+    seeds: list[int]  # those that all of them have been run with
     tasks: list[str]
     scores: dict[str, Array]  # shape (seeds, tasks, metrics)
     curves: dict[str, Array]  # shape (seeds, tasks, checkpoints)
@@ -37,13 +38,15 @@ class Block:
 
 def make_block(collection: Collection, variants: list[Variant], references: Mapping[str, Reference]) -> Block:
     """
-    Scores of some variants on the tasks on which all of them have all seeds.
+    Scores of some variants with the seeds that all of them have, on the tasks on which none of these runs is missing.
 
     A failed run scores as the random policy does: to leave it out would favour what fails.
     """
     tasks, left_out = [], []
+    of_variant = [{seed for _, name, seed in collection.runs if name == variant.name} for variant in variants]
+    seeds = [seed for seed in collection.seeds if all(seed in its for its in of_variant)] or collection.seeds
     for task in collection.tasks:
-        missing = [v.name for v in variants if any((task, v.name, s) not in collection.runs for s in collection.seeds)]
+        missing = [v.name for v in variants if any((task, v.name, s) not in collection.runs for s in seeds)]
         if missing:
             left_out.append(f"{task}: runs of {', '.join(missing)} are missing")
         elif task not in references:
@@ -53,19 +56,19 @@ def make_block(collection: Collection, variants: list[Variant], references: Mapp
     table = collection.table.set_index(["task", "variant", "seed"]).reindex(columns=list(METRICS))
     scores, curves = {}, {}
     for variant in variants:
-        shape = len(collection.seeds), len(tasks)
+        shape = len(seeds), len(tasks)
         scores[variant.label], curves[variant.label] = (
             np.zeros((*shape, len(METRICS))),
             np.zeros((*shape, N_CHECKPOINTS)),
         )
-        for row, seed in enumerate(collection.seeds):
+        for row, seed in enumerate(seeds):
             for column, task in enumerate(tasks):
                 key = task, variant.name, seed
                 if key in collection.curves:
                     normalize = references[task].normalize
                     scores[variant.label][row, column] = normalize(table.loc[key].to_numpy(dtype=float))
                     curves[variant.label][row, column] = normalize(collection.curves[key])
-    return Block(variants, tasks, scores, curves, left_out)
+    return Block(variants, seeds, tasks, scores, curves, left_out)
 
 
 def interquartile_mean(scores: Array) -> Array:

@@ -27,16 +27,27 @@ def bold(table: pd.DataFrame, values: Array) -> pd.DataFrame:
     return marked
 
 
+def with_intervals(estimates: Estimates, label: str) -> list[str]:
+    """:return: each figure of a label with its interval"""
+    figures = np.vstack([estimates.points[label], *estimates.intervals[label]]).T
+    # + 0.0, so that there is no −0.00
+    texts = [[f"{round(value, 2) + 0.0:.2f}".replace("-", "−") for value in values] for values in figures]
+    return [f"{point} [{low}, {high}]" for point, low, high in texts]
+
+
+def improvements(estimates: Estimates) -> pd.DataFrame:
+    """:return: how probable it is that X is better than Y, a row per pair of labels with a ``|`` between them"""
+    rows = {pair.replace("|", " better than "): with_intervals(estimates, pair) for pair in estimates.points}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["probability"])
+
+
 def overview(collection: Collection, block: Block, estimates: Estimates) -> pd.DataFrame:
     """:return: interquartile means of each metric, a row per variant"""
     rows = {}
     for variant in block.variants:
-        figures = np.vstack([estimates.points[variant.label], *estimates.intervals[variant.label]]).T
-        # + 0.0, so that there is no −0.00
-        texts = [[f"{round(value, 2) + 0.0:.2f}".replace("-", "−") for value in values] for values in figures]
         status = collection.table.loc[collection.table["variant"] == variant.name, "status"]
         failed = f"{(status == 'failed').sum()} of {len(status)}"
-        rows[variant.label] = [*(f"{point} [{low}, {high}]" for point, low, high in texts), failed]
+        rows[variant.label] = [*with_intervals(estimates, variant.label), failed]
     table = pd.DataFrame.from_dict(rows, orient="index", columns=[*METRICS.values(), "failed runs"])
     return bold(table, np.array([estimates.points[label] for label in rows]))
 
