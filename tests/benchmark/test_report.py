@@ -73,7 +73,7 @@ def test_there_are_pictures(report: Path) -> None:
 
 def test_probabilities_of_improvement_are_told_in_figures(report: Path) -> None:
     summary = (report / "summary.md").read_text()
-    assert re.search(r"^\| AdaptiveTRPO better than PPO, defaults \| \**[01]\.\d\d \[", summary, re.MULTILINE)
+    assert re.search(r"^\| AdaptiveTRPO better than TRPO, defaults \| \**[01]\.\d\d \[", summary, re.MULTILINE)
 
 
 def test_tables_are_written_beside_it(report: Path) -> None:

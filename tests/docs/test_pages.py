@@ -46,7 +46,9 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target.partition("#")[0]).exists(), target
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/index.md", "docs/benchmark.md", "docs/algorithms/adaptive_trpo.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/index.md", "docs/benchmark.md", "docs/algorithms/adaptive_trpo.md"]
+)
 def test_intervals_are_those_of_the_report(name: str) -> None:
     """Of the latest grid: figures are copied by hand, and forgotten when it goes on."""
     text = (ROOT / name).read_text(encoding="utf-8").partition("## What was measured of an earlier version")[0]
