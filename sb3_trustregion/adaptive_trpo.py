@@ -11,7 +11,7 @@ from sb3_trustregion.common.judge import Judge, Snapshot, Verdict, make_judge, r
 from sb3_trustregion.common.learning_data import unit_of_advantages
 from sb3_trustregion.common.natural_gradient import NaturalGradientAlgorithm
 from sb3_trustregion.common.on_policy import begin_update
-from sb3_trustregion.common.update_log import log_update, of_policy, of_step
+from sb3_trustregion.common.update_log import as_in_stock, log_update, of_policy, of_step
 from sb3_trustregion.common.validation import check_integer, check_number, settle
 from sb3_trustregion.core.conjugate_gradient import CGSolution
 from sb3_trustregion.core.improvement import Promise
@@ -216,7 +216,7 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
             found["reliability"] = promise.reliability
         elif step.radius_at_fault:
             self.judge.shrink()
-        log_update(self, step.status, verdict, **found, **of_policy(self))
+        log_update(self, step.status, verdict, **found, **as_in_stock(surrogate, step), **of_policy(self))
 
     def _promise(self, surrogate: Surrogate, solution: CGSolution, step: Step, radius: float) -> Promise | None:
         """What the step promises on data that it was not fitted to; None where there is no step."""

@@ -7,7 +7,6 @@ written beside its place, synced and renamed, so that a file of its name is alwa
 """
 
 import os
-import random
 import re
 import warnings
 import zipfile
@@ -15,7 +14,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
@@ -24,6 +22,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trustregion.common.files import DamagedFileError, check_complete, reading
+from sb3_trustregion.common.random_states import random_states, set_random_states
 from sb3_trustregion.common.validation import check_integer
 
 Model = TypeVar("Model", bound=BaseAlgorithm)
@@ -182,14 +181,14 @@ def resume(
 
 def _resumed(algorithm: type[Model], path: Path, state: dict[str, Any], env: GymEnv, kwargs: dict[str, Any]) -> Model:
     """Restore all of it, or, where an error is raised, leave statistics and random numbers as they were."""
-    before = _random_states()
+    before = random_states()
     try:
         model = algorithm.load(path, env=env, **kwargs)
         statistics = _matching(model.get_vec_normalize_env(), state["vec_normalize"])
         restart_environments(model, int(state["environment_seed"]))
-        _set_random_states(state["random"])
+        set_random_states(state["random"])
     except BaseException:
-        _set_random_states(before)
+        set_random_states(before)
         raise
     for part, (mean, var, count) in statistics:
         part.mean, part.var, part.count = mean.numpy().copy(), var.numpy().copy(), float(count)
@@ -211,7 +210,7 @@ def training_state(model: BaseAlgorithm) -> dict[str, Any]:
     return {
         "environment_seed": environment_seed,
         "vec_normalize": None if normalizer is None else _statistics(normalizer),
-        "random": _random_states(),
+        "random": getattr(getattr(model, "recorder", None), "random_before", None) or random_states(),
     }
 
 
@@ -252,30 +251,6 @@ def _matching(normalizer: VecNormalize | None, saved: dict[str, Any] | None) -> 
     if shapes != saved_shapes:
         raise ValueError(f"env must normalise observations as the checkpoint's did, {saved_shapes}, got {shapes}")
     return [(normalizer.ret_rms, saved["returns"]), *((present[key], moments) for key, moments in earlier.items())]
-
-
-def _random_states() -> dict[str, Any]:
-    # NPY002: SB3 draws from numpy's legacy generator.
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
-    version, internal, gauss = random.getstate()
-    return {
-        "numpy": [str(name), th.as_tensor(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached],
-        "python": [version, list(internal), gauss],
-        "torch": th.get_rng_state(),
-        "cuda": th.cuda.get_rng_state_all() if th.cuda.is_available() else [],
-    }
-
-
-def _set_random_states(states: dict[str, Any]) -> None:
-    name, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    th.set_rng_state(states["torch"].cpu())
-    if th.cuda.is_available():
-        # The checkpoint may have been written where there were more or fewer of them.
-        for device, state in zip(range(th.cuda.device_count()), states["cuda"], strict=False):
-            th.cuda.set_rng_state(state.cpu(), device)
 
 
 def _sync_folder(folder: Path) -> None:

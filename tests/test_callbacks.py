@@ -195,9 +195,10 @@ NATURAL = OF_SURROGATE | {"cg_steps", "cg_residual", "n_samples"}
 TRUST_REGION = {"radius", "n_rollbacks", "n_feedback_decisions"}
 JUDGED = {"rho", "pooled_rho", "pooled_rho_stderr", "pooled_reliability"}
 JUDGED |= {"actual_improvement", "predicted_improvement", "improvement_stderr"}
+OF_STOCK = {"kl_divergence_loss", "is_line_search_success"}
 LOGGED = {
     NPG: COMMON | NATURAL,
-    AdaptiveTRPO: COMMON | NATURAL | TRUST_REGION | {"line_search_steps", "reliability"},
+    AdaptiveTRPO: COMMON | NATURAL | TRUST_REGION | {"line_search_steps", "reliability"} | OF_STOCK,
     AdaptivePPO: COMMON
     | OF_SURROGATE
     | TRUST_REGION

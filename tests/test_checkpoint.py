@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
@@ -266,3 +267,38 @@ def test_a_full_disk_leaves_the_last_one_and_training_goes_on(tmp_path: Path, mo
 def test_arguments_out_of_range(tmp_path: Path, argument: str) -> None:
     with pytest.raises(ValueError, match=f"{argument} must be an integer >= 1, got 0"):
         ResumableCheckpointCallback(**{"save_freq": 1, "save_path": tmp_path, argument: 0})
+
+
+class ResetsThere(BaseCallback):
+    """Seeds and resets the environments where a checkpoint would be written."""
+
+    def _on_rollout_start(self) -> None:
+        if self.model.num_timesteps == 2 * ROLLOUT:
+            assert self.model.env is not None
+            self.model.env.seed(training_state(self.model)["environment_seed"])
+            self.model._last_obs = self.model.env.reset()  # type: ignore[assignment]
+            self.model._last_episode_starts = np.ones(N_ENVS, dtype=bool)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("sde_sample_freq", [-1, 4])
+@pytest.mark.parametrize("algorithm", [AdaptiveTRPO, AdaptivePPO])
+def test_noise_of_gsde_is_drawn_as_if_never_interrupted(
+    tmp_path: Path, algorithm: type[Any], sde_sample_freq: int
+) -> None:
+    """SB3 draws it before the callback that writes a checkpoint."""
+
+    def new() -> Any:
+        env = make_vec_env("Pendulum-v1", N_ENVS, seed=3)
+        arguments = {"n_steps": N_STEPS, "batch_size": ROLLOUT, "seed": 5, "device": "cpu"}
+        return algorithm("MlpPolicy", env, use_sde=True, sde_sample_freq=sde_sample_freq, **arguments)
+
+    new().learn(3 * ROLLOUT, callback=ResumableCheckpointCallback(ROLLOUT, tmp_path))
+    path = tmp_path / f"checkpoint_{2 * ROLLOUT}_steps.zip"
+    resumed = resume(algorithm, path, make_vec_env("Pendulum-v1", N_ENVS), device="cpu")
+    resumed.learn(2 * ROLLOUT, reset_num_timesteps=False)
+    reference = new().learn(4 * ROLLOUT, callback=ResetsThere())
+    np.testing.assert_array_equal(resumed.rollout_buffer.actions, reference.rollout_buffer.actions)
+    assert_same(numbers_of(resumed), numbers_of(reference))

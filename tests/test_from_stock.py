@@ -5,6 +5,7 @@ import json
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -92,3 +93,24 @@ def test_from_stock_takes_over_what_keeps_its_meaning(tmp_path: Path) -> None:
     assert (model.learning_rate, model.batch_size, model.clip_range_vf(1.0), model.seed) == (1e-4, 32, 0.4, None)
     other = AdaptiveTRPO.from_stock(tmp_path / "ppo", toy_vec_env(), device="cpu")
     assert (other.n_steps, other.learning_rate, other.batch_size) == (16, 4e-3, 512)
+
+
+@pytest.mark.parametrize("parent", [AdaptivePPO, AdaptiveTRPO])
+def test_a_subclass_that_passes_arguments_on_takes_over_the_same(tmp_path: Path, parent: type[Any]) -> None:
+    class WithBonus(parent):  # type: ignore[misc]
+        def __init__(self, *args: Any, bonus: float = 0.0, **kwargs: Any) -> None:
+            self.bonus = bonus
+            super().__init__(*args, **kwargs)
+
+    small = {"n_steps": 64, "batch_size": 32, "policy_kwargs": {"net_arch": [8]}}
+    stock = PPO("MlpPolicy", "CartPole-v1", gamma=0.7, device="cpu", **small).learn(64)
+    stock.save(tmp_path / "stock")
+    model, of_parent = (
+        algorithm.from_stock(tmp_path / "stock", "CartPole-v1", device="cpu", **own)
+        for algorithm, own in ((WithBonus, {"bonus": 1.0}), (parent, {}))
+    )
+    assert (model.bonus, model.gamma, model.n_steps) == (1.0, 0.7, 64)
+    assert_same(state_of(model.policy), state_of(stock.policy))
+    moments, of_its = (one.policy.optimizer.state_dict()["state"] for one in (model, of_parent))
+    assert moments.keys() == of_its.keys()
+    assert bool(moments) == (parent is AdaptivePPO)

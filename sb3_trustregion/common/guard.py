@@ -138,6 +138,8 @@ def usable(values: Any) -> BoolArray:
         parts: list[BoolArray] = [usable(part) for part in values.values()]
         return np.asarray(np.stack(parts).all(axis=0))
     array = np.asarray(values)
+    if array.dtype == np.float16:  # in which squares overflow
+        array = array.astype(np.float32)
     if array.dtype.kind != "f" or float(np.vdot(array, array)) < LARGEST**2:  # as a rule, in one pass
         return np.ones(len(array), dtype=bool)
     result: BoolArray = (np.abs(array.reshape(len(array), -1)) < LARGEST).all(axis=1)

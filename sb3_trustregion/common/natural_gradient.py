@@ -78,11 +78,7 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
         settle(self, check_number, "cg_damping", at_least=0.0)
         settle(self, check_number, "cg_residual_tol", at_least=0.0, below=1.0)
         n_samples = self.n_steps * self.n_envs
-        if self.sub_sampling_factor > 1 and n_samples // self.sub_sampling_factor < 2:
-            raise ValueError(
-                f"sub_sampling_factor must leave at least 2 of {n_samples} samples, got {self.sub_sampling_factor}"
-            )
-        if n_samples % self.batch_size:
+        if n_samples > self.batch_size and n_samples % self.batch_size and self.num_timesteps == 0:
             warnings.warn(
                 f"batch_size={self.batch_size} is no factor of n_steps * n_envs = {n_samples}: a pass of the critic's "
                 f"fit ends with a truncated mini-batch of {n_samples % self.batch_size} samples.",

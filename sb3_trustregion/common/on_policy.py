@@ -1,7 +1,7 @@
 """The seams of Stable-Baselines3 that all our algorithms share: set-up, collect, learn, save, load."""
 
-import inspect
 import math
+from contextlib import nullcontext
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,13 +23,16 @@ from sb3_trustregion.common.files import StockModel, check_file, read_parameters
 from sb3_trustregion.common.guard import screened
 from sb3_trustregion.common.judge import Judge
 from sb3_trustregion.common.learning_data import Rollout
+from sb3_trustregion.common.random_states import random_states
 from sb3_trustregion.common.recorder import Recorder, RecordingCallback
 from sb3_trustregion.common.validation import (
+    argument_names,
     as_schedule,
     check_bool,
     check_integer,
     check_number,
     check_schedule,
+    check_sizes,
     settle,
 )
 from sb3_trustregion.core.batch import Batch
@@ -67,13 +70,11 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         if self._stats_window_size is not None:
             self._stats_window_size = check_integer("stats_window_size", self._stats_window_size, at_least=0)
         settle(self, check_integer, "seed", optional=True, at_least=0, at_most=2**32 - 1)
-        if self.normalize_advantage and self.n_steps * self.n_envs < 2:
-            raise ValueError(
-                f"n_steps * n_envs must be >= 2 where advantages are normalised, got {self.n_steps} * {self.n_envs}"
-            )
 
     def _setup_model(self) -> None:
         self._validate()
+        if self.num_timesteps == 0:
+            check_sizes(self)
         # Distributions of policies with memory are not of an observation alone.
         is_recurrent = issubclass(self.policy_class, RecurrentActorCriticPolicy)
         if not issubclass(self.policy_class, ActorCriticPolicy) or is_recurrent:
@@ -81,9 +82,6 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.recorder = Recorder()
         super()._setup_model()
         check_supported(self.policy.action_dist)
-
-    def _heed_arguments(self) -> None:
-        """Hand on to the judge, if there is one, what the user has set since."""
 
     @classmethod
     def load(
@@ -145,7 +143,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         :raises ValueError: where the file holds no actor-critic policy, or its spaces are not those of ``env``
         """
         stock = StockModel(path, get_device(device), custom_objects, print_system_info)
-        accepted = set(inspect.signature(cls).parameters)
+        accepted = argument_names(cls)
         arguments = {"policy": stock.data["policy_class"], **stock.arguments(accepted), **kwargs}
         start = arguments.get(cls._radius_argument)
         if start is not None and 0.0 < as_schedule(start)(1.0) < math.inf:
@@ -174,17 +172,23 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         assert self.env is not None, "learn() needs an environment: call set_env()"
+        check_sizes(self)
         with screened(self.env) as screen:  # the environments are reset here, perhaps
-            before = self._last_obs
+            before, self.recorder.screen = self._last_obs, screen
             result = super()._setup_learn(*args, **kwargs)
             if self._last_obs is not before:
                 self.recorder.start(self.n_envs, screen)
         return result
 
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        with nullcontext() if self.recorder.screen is None else self.recorder.screen.aside():
+            return super()._init_callback(callback, progress_bar)
+
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Collect as in SB3, whose arguments these are; nothing that is not finite goes into policy or buffer."""
+        self.recorder.random_before = random_states() if self.use_sde else None
         with screened(env) as screen:
             recording = RecordingCallback(self, callback, screen)
             return super().collect_rollouts(env, recording, rollout_buffer, n_rollout_steps)
@@ -211,7 +215,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
 
 def begin_update(model: TrustRegionOnPolicyAlgorithm) -> Rollout:
     """What the model's buffer holds, in the order of time; what the user has set since is heeded."""
-    model._heed_arguments()
+    getattr(model, "_heed_arguments", lambda: None)()  # NPG has nothing to hand on
     rollout = model.recorder.rollout(model)
     model.n_faulty_steps += int(np.sum(rollout.faulty))
     return rollout

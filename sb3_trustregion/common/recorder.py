@@ -29,6 +29,10 @@ class Recorder:
         # Of the observations that the next step starts from, over the ends of rollouts.
         self.faulty_observation: BoolArray = np.zeros(0, dtype=bool)
         self.last_fault = ""
+        # While environments are reset at the beginning of training.
+        self.screen: Screen | None = None
+        # At the start of a rollout, before gSDE has drawn: what a checkpoint written there goes on from.
+        self.random_before: dict[str, Any] | None = None
         self._clear()
 
     def _clear(self) -> None:
@@ -226,6 +230,7 @@ class RecordingCallback(BaseCallback):
         self.recorder.begin(self.model)  # type: ignore[arg-type]
         with self._aside():
             self.callback.on_rollout_start()
+        self.recorder.random_before = None
 
     def update_locals(self, locals_: dict[str, Any]) -> None:
         """Take the local variables of ``collect_rollouts``."""

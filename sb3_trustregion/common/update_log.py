@@ -77,6 +77,12 @@ def of_step(surrogate: Surrogate, step: Step, solution: CGSolution) -> dict[str,
     }
 
 
+def as_in_stock(surrogate: Surrogate, step: Step) -> dict[str, float]:
+    """What stock TRPO's users look for: its names."""
+    success = float(step.status is StepStatus.ACCEPTED)
+    return {"kl_divergence_loss": step.evaluation.kl / surrogate.n_dimensions, "is_line_search_success": success}
+
+
 def of_policy(model: OnPolicyAlgorithm) -> dict[str, float]:
     """How well values explain returns, and the mean standard deviation of a Gaussian policy."""
     returns = np.asarray(model.rollout_buffer.returns).ravel()

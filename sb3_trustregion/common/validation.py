@@ -6,10 +6,13 @@ Whatever stock PPO and TRPO work with is in range: numbers of numpy and torch, `
 name of the check says, and returns it as plain Python: what torch, ``random.seed`` and JSON are to be given.
 """
 
+import inspect
 import math
 import operator
 from collections.abc import Callable
 from typing import Any
+
+VARIADIC = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 
 
 def check_number(
@@ -110,6 +113,28 @@ def sizes_of_ppo(env: Any, normalize_advantage: Any, n_steps: Any, batch_size: A
     batch_size = check_integer("batch_size", batch_size, at_least)
     n_steps = check_integer("n_steps", n_steps, at_least if getattr(env, "num_envs", 1) == 1 else 1)
     return normalize_advantage, n_steps, batch_size
+
+
+def check_sizes(model: Any) -> None:
+    """What depends on the environments: a model may be loaded with fewer, to be looked at."""
+    n_samples, factor = model.n_steps * model.n_envs, getattr(model, "sub_sampling_factor", 1)
+    if model.normalize_advantage and n_samples < 2:
+        raise ValueError(
+            f"n_steps * n_envs must be >= 2 where advantages are normalised, got {model.n_steps} * {model.n_envs}"
+        )
+    if factor > 1 and n_samples // factor < 2:
+        raise ValueError(f"sub_sampling_factor must leave at least 2 of {n_samples} samples, got {factor}")
+
+
+def argument_names(cls: type[Any]) -> set[str]:
+    """Names of the arguments of a class's constructor, with those that a subclass passes on."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        parameters = inspect.signature(base).parameters
+        names |= {name for name, parameter in parameters.items() if parameter.kind not in VARIADIC}
+        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+            break
+    return names
 
 
 def as_schedule(value: float | Callable[[float], float]) -> Callable[[float], float]:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
-from tests.helpers import MEASURING, make_model, train
+from tests.environments import toy_vec_env
+from tests.helpers import ALGORITHMS, MEASURING, make_model, train
 
 
 def loaded(algorithm: type[Any], n_updates: int = 3, given: dict[str, Any] | None = None, **kwargs: Any) -> Any:
@@ -132,3 +133,18 @@ def test_what_is_out_of_range_is_refused_when_set_by_hand() -> None:
     model.radius_window = 0
     with pytest.raises(ValueError, match="radius_window must be"):
         model.learn(64)
+
+
+@pytest.mark.parametrize("arguments", [{"n_steps": 1}, {"n_steps": 8, "sub_sampling_factor": 8}], ids=str)
+def test_trained_on_many_environments_and_looked_at_in_one(arguments: dict[str, Any]) -> None:
+    """Learning goes on where it can."""
+    algorithms = ALGORITHMS if len(arguments) == 1 else (NPG, AdaptiveTRPO)
+    for algorithm in algorithms:
+        model = make_model(algorithm, toy_vec_env(16), batch_size=16, **arguments)
+        train(model, 2)
+        model.save(file := io.BytesIO())
+        alone = algorithm.load(file, env=toy_vec_env(1), device="cpu")
+        alone.predict(alone.get_env().reset())
+        with pytest.raises(ValueError, match=r"n_steps \* n_envs must be >= 2|sub_sampling_factor must leave"):
+            alone.learn(8)
+        train(algorithm.load(file, env=toy_vec_env(16), device="cpu"), 1)

@@ -1,5 +1,7 @@
 """What the user's modules, buffers, callbacks and schedules do is theirs, as with stock."""
 
+import copy
+import io
 from typing import Any
 
 import numpy as np
@@ -170,3 +172,27 @@ def test_a_schedule_that_counts_is_asked_as_often_as_by_stock() -> None:
     train(model, 6)
     assert len(asked) <= 6 + 3
     assert model.region.weight > 3.0
+
+
+class CopiesTheEnvironment(BaseCallback):
+    def _init_callback(self) -> None:
+        self.copy = copy.deepcopy(self.training_env.venv)  # type: ignore[attr-defined]
+
+    def _on_step(self) -> bool:
+        return True
+
+
+@each_algorithm
+def test_a_copy_of_the_environment_is_the_users_own(algorithm: type[Any]) -> None:
+    """For evaluation, taken where callbacks set themselves up."""
+    callback = CopiesTheEnvironment()
+    make_model(algorithm, VecNormalize(toy_vec_env(observation_space=BOX))).learn(UPDATE, callback=callback)
+    assert {"reset", "step_wait"}.isdisjoint(vars(callback.copy))
+
+
+def test_no_mini_batch_is_truncated_where_there_is_but_one(recwarn: pytest.WarningsRecorder) -> None:
+    model = make_model(AdaptiveTRPO, n_steps=30, batch_size=512)
+    train(model, 1)
+    model.save(file := io.BytesIO())
+    AdaptiveTRPO.load(file, device="cpu")
+    assert not [warning for warning in recwarn if "truncated mini-batch" in str(warning.message)]

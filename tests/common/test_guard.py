@@ -315,3 +315,12 @@ def test_a_mere_lack_of_improvement_ends_nothing() -> None:
     for _ in range(2 * STOP_AFTER):
         refuse(model, "nothing improves", lasting=False)
     assert_same(model.n_invalid, 2 * STOP_AFTER)
+
+
+def test_half_precision_neither_overflows_nor_warns() -> None:
+    """``np.seterr(all="raise")`` is how some look for NaN."""
+    values = np.full((3, 4), 6e4, dtype=np.float16)
+    with np.errstate(all="raise"):
+        assert usable(values).tolist() == [True] * 3
+        values[1, 2] = np.inf
+        assert usable(values).tolist() == [True, False, True]

@@ -1,7 +1,6 @@
 """From a variant and a task to the hyperparameters of a run, as one of RL Zoo's files would hold them."""
 
 import importlib.util
-import inspect
 import pydoc
 from dataclasses import replace
 from functools import cache
@@ -13,6 +12,7 @@ import yaml
 from sb3_trustregion import ALGORITHMS
 from sb3_trustregion.benchmark.mixtures import ENVIRONMENT, SETTINGS
 from sb3_trustregion.benchmark.variants import OURS, SENSITIVITY, VARIANTS, Variant, find_variant
+from sb3_trustregion.common.validation import argument_names
 from sb3_trustregion.zoo.registration import hyperparameters_path
 
 # Of RL Zoo's own fallback entry, too.
@@ -86,12 +86,7 @@ def algorithms() -> dict[str, type[Any]]:
 
 def accepted_arguments(algorithm: str) -> set[str]:
     """:return: names of the arguments of an algorithm's constructor, with those that a subclass passes on"""
-    names: set[str] = set()
-    for cls in algorithms()[algorithm].__mro__:
-        names |= set(inspect.signature(cls).parameters)
-        if "kwargs" not in inspect.signature(cls).parameters:
-            break
-    return names - {"args", "kwargs"}
+    return argument_names(algorithms()[algorithm])
 
 
 def derive_variant(name: str, definition: Any) -> Variant:
