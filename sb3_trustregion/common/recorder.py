@@ -108,7 +108,9 @@ class Recorder:
         faulty = bool(self._clean(model, terminal, _row(model._last_obs, env_index)).any())
         if faulty:
             self._note("terminal observation", np.arange(n_envs) == env_index)
-            info["terminal_observation"] = {k: v[0] for k, v in terminal.items()} if _is_dict(terminal) else terminal[0]
+            info["terminal_observation"] = (
+                {k: v[0] for k, v in terminal.items()} if isinstance(terminal, dict) else terminal[0]
+            )
         if info.get("TimeLimit.truncated", False):
             self._terminal_observations.append(terminal)
             self._truncated.append(len(self._faulty) * n_envs + env_index)
@@ -264,10 +266,6 @@ def values_of(policy: BasePolicy, observations: Observations) -> FloatArray:
     """Shape (n,): values of n observations by the present critic."""
     values: FloatArray = policy.predict_values(observations).flatten().cpu().numpy()  # type: ignore[operator]
     return values
-
-
-def _is_dict(value: Any) -> bool:
-    return isinstance(value, dict)
 
 
 def _row(observations: Any, env_index: int) -> Any:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,13 @@ import pandas as pd
 import pytest
 
 from sb3_trustregion.benchmark import cli
+from sb3_trustregion.benchmark.report import report as report_module
 from sb3_trustregion.benchmark.report import tables
 from sb3_trustregion.benchmark.report.page import Page
 from sb3_trustregion.benchmark.report.scores import collect, read_references
 from sb3_trustregion.benchmark.report.statistics import make_block
 from sb3_trustregion.benchmark.results import Results
+from sb3_trustregion.benchmark.variants import VARIANTS
 from tests.benchmark.synthetic import write_results
 
 TASKS = ["Pendulum-v1", "CartPole-v1"]
@@ -174,3 +177,15 @@ def test_texts_are_escaped(tmp_path: Path) -> None:
         assert wanted in text
     assert "<i>" not in text
     assert "| x | **`&lt;i&gt;`** |" in (tmp_path / "summary.md").read_text()
+
+
+def test_the_parent_is_found_under_a_name_of_its_own() -> None:
+    """As grid files give them: with all that it shares with the ablation."""
+    large = {"n_envs": 64, "n_steps": 1024}
+    parent = replace(VARIANTS["adaptive_trpo"], name="large", hyperparameters=large)
+    ablation = VARIANTS["adaptive_trpo-fixed"]
+    child = replace(ablation, name="large-fixed", hyperparameters=ablation.hyperparameters | large)
+    others = [VARIANTS["trpo-default"], replace(parent, name="other", hyperparameters={"n_envs": 4}), child]
+    assert report_module._parent(child, [*others, parent]) == parent
+    assert report_module._parent(child, others) is None
+    assert report_module._parent(ablation, [*others, VARIANTS["adaptive_trpo"]]) == VARIANTS["adaptive_trpo"]

@@ -123,14 +123,15 @@ class Report:
 
     def _radius(self) -> None:
         ablations = self.collection.select(lambda variant: variant.role == ABLATION)
-        parents = self.collection.select(lambda variant: variant.name in {ablation.parent for ablation in ablations})
+        parent_of = {ablation.name: _parent(ablation, self.collection.variants) for ablation in ablations}
+        parents = [variant for variant in self.collection.variants if variant in parent_of.values()]
         if not parents:
             return
         self.page.add("Does the adaptive radius help?", SECTION)
         self.page.add(RADIUS)
         for parent in parents:
             self.page.add(parent.label, SUBSECTION)
-            children = [ablation for ablation in ablations if ablation.parent == parent.name]
+            children = [ablation for ablation in ablations if parent_of[ablation.name] == parent]
             pairs = [(parent.label, child.label) for child in children]
             self._compare([parent, *children], f"radius-{parent.name}", pairs)
             self._curves([parent, *children], f"radius-{parent.name}")
@@ -185,6 +186,19 @@ class Report:
         for run in failed:
             with self.page.fold(f"{run.variant.name} on {run.key[0]}, seed {run.key[2]}"):
                 self.page.code(run.traceback())
+
+
+def _parent(ablation: Variant, variants: list[Variant]) -> Variant | None:
+    """What an ablation differs from: by name or, where a grid gives names of its own, by what it has in common."""
+    named = [variant for variant in variants if variant.name == ablation.parent]
+    alike = [
+        variant
+        for variant in variants
+        if variant.role != ABLATION
+        and variant.algorithm == ablation.algorithm
+        and variant.hyperparameters.items() <= ablation.hyperparameters.items()
+    ]
+    return next(iter([*named, *alike]), None)
 
 
 def write_report(
