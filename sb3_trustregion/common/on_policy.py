@@ -175,7 +175,10 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         check_sizes(self)
         with screened(self.env) as screen:  # the environments are reset here, perhaps
             before, self.recorder.screen = self._last_obs, screen
-            result = super()._setup_learn(*args, **kwargs)
+            try:
+                result = super()._setup_learn(*args, **kwargs)
+            finally:
+                self.recorder.screen = None
             if self._last_obs is not before:
                 self.recorder.start(self.n_envs, screen)
         return result

@@ -186,7 +186,10 @@ class CopiesTheEnvironment(BaseCallback):
 def test_a_copy_of_the_environment_is_the_users_own(algorithm: type[Any]) -> None:
     """For evaluation, taken where callbacks set themselves up."""
     callback = CopiesTheEnvironment()
-    make_model(algorithm, VecNormalize(toy_vec_env(observation_space=BOX))).learn(UPDATE, callback=callback)
+    model = make_model(algorithm, VecNormalize(toy_vec_env(observation_space=BOX)))
+    model.learn(UPDATE, callback=callback)
+    model._init_callback(None)  # once more, as some do
+    assert {"reset", "step_wait"}.isdisjoint(vars(model.get_env().venv))
     assert {"reset", "step_wait"}.isdisjoint(vars(callback.copy))
 
 
