@@ -26,7 +26,7 @@ from sb3_trustregion.core.batch import Batch
 from sb3_trustregion.core.conjugate_gradient import conjugate_gradient
 from sb3_trustregion.core.functional import uncompiled
 from sb3_trustregion.core.line_search import StepStatus, reliability
-from sb3_trustregion.core.parameters import ParameterVector, is_finite, snapshot
+from sb3_trustregion.core.parameters import ParameterVector
 from sb3_trustregion.core.radius import Decision, TrustRegionState
 from sb3_trustregion.core.surrogate import Surrogate
 
@@ -218,7 +218,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         clip_range = self.clip_range(self._current_progress_remaining) * verdict.radius
         fault = self._run_epochs(clip_range)  # steps 2-3
         evaluation = surrogate.at(actor.flatten(policy))
-        if not evaluation.is_finite or not is_finite(snapshot(policy)):
+        if not evaluation.is_finite or before.is_spoiled(policy):
             before.restore(policy, with_statistics=True)
             self.judge.shrink()
             return self._refuse(verdict, "the update left the finite numbers")

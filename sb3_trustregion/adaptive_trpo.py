@@ -207,8 +207,8 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
             self.line_search_max_iter,
         )
         before = Snapshot.of(self.policy, actor.names)
-        self._take(step, actor)
         promise = self._promise(surrogate, solution, step, verdict.radius)
+        self._take(step, actor)
         found = of_step(surrogate, step, solution) | {"value_loss": self._fit_critic(batch, actor)}
         if promise is not None:
             unit = unit_of_advantages(rollout, self.rollout_buffer)

@@ -21,7 +21,6 @@ from sb3_trustregion.core.batch import take
 from sb3_trustregion.core.distributions import Parameters, dimensions
 from sb3_trustregion.core.functional import uncompiled
 from sb3_trustregion.core.line_search import StepStatus
-from sb3_trustregion.core.parameters import is_finite, snapshot
 from sb3_trustregion.core.penalty import LARGEST_WEIGHT, LEAST_WEIGHT, adapted, loss_terms, mean_kl, outputs_of
 
 # By the names of stock PPO.
@@ -160,7 +159,7 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
         before, old = Snapshot.of(policy), outputs_of(policy, samples.observations)
         losses, fault = self._run_epochs(samples, old)
         ratio = self._ratio(mean_kl(policy, samples.observations, old), old)
-        if not math.isfinite(ratio) or not is_finite(snapshot(policy)):
+        if not math.isfinite(ratio) or before.is_spoiled(policy):
             before.restore(policy, with_statistics=True)
             return self._refuse("the update left the finite numbers", math.inf)
         if fault is not None:

@@ -201,6 +201,7 @@ class Duel:
         marks: Marks = {}
         with (
             spied(self.ours, "_gather", marks, self.clock),
+            spied(self.ours, "_promise", marks, self.clock),
             spied(self.ours, "_take", marks, self.clock),
             spied(self.ours, "_fit_critic", marks, self.clock),
         ):
@@ -208,7 +209,8 @@ class Duel:
         if "_fit_critic" not in marks:
             return None
         ((begin, _),), ((_, end),), ((fit, fitted),) = marks["_gather"], marks["_take"], marks["_fit_critic"]
-        return Times(1e3 * (end - begin), 1e3 * (fitted - fit), whole)
+        promised = sum(after - before for before, after in marks["_promise"])
+        return Times(1e3 * (end - begin - promised), 1e3 * (fitted - fit), whole)
 
     def _train_stock(self) -> Times:
         """It asks the buffer for data first for the policy step, then for each pass of the critic."""

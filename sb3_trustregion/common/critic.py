@@ -51,6 +51,8 @@ def _descend(policy: ActorCriticPolicy, critic: list[th.nn.Parameter], batch: Ba
     """One step of the optimiser."""
     values = policy.predict_values(take(batch.observations, index)).flatten()
     loss = F.mse_loss(values, batch.returns[index])
+    if not loss.requires_grad:  # what is trainable has no part in it
+        return loss
     # Only these: with a shared features extractor a plain backward would move the actor.
     for parameter, gradient in zip(critic, th.autograd.grad(loss, critic, allow_unused=True), strict=True):
         parameter.grad = gradient

@@ -85,6 +85,14 @@ class Snapshot(NamedTuple):
 
         return self._replace(undone=moved(self.undone), kept=moved(self.kept))
 
+    def is_spoiled(self, policy: ActorCriticPolicy) -> bool:
+        """Whether the update has led something out of the finite numbers; a buffer of the user's may hold infinity."""
+        was = {**self.undone, **self.kept}
+        return any(
+            not bool(th.isfinite(tensor).all()) and bool(th.isfinite(was.get(name, tensor.new_zeros(()))).all())
+            for name, tensor in snapshot(policy).items()
+        )
+
     def restore(self, policy: ActorCriticPolicy, with_statistics: bool = False) -> None:
         """
         Undo an update; buffers, as statistics of the data, stay, unless they may be spoiled (``with_statistics``).

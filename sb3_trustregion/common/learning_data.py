@@ -4,6 +4,7 @@ for the step. Nothing is computed anew: rewards, advantages, returns and values 
 """
 
 import copy
+from collections import deque
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,8 @@ LEAST_SAMPLES = 1
 # What ``get()`` flattens in place, environment by environment.
 SCALARS = ("values", "log_probs", "advantages", "returns")
 FLATTENED = ("observations", "actions", *SCALARS)
+# What ``get()`` may write to in place.
+CONTAINERS = np.ndarray | th.Tensor | dict | list | set | deque
 # What ``get()`` notes of having been called.
 OF_GET = ("generator_ready", "pos", "full")
 
@@ -194,15 +197,14 @@ def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
     view = copy.copy(buffer)
     if type(buffer).get not in (RolloutBuffer.get, DictRolloutBuffer.get):
         # Copies: who writes in place there must not do so twice.
-        arrays = {
-            name: value for name, value in vars(buffer).items() if isinstance(value, np.ndarray | th.Tensor | dict)
-        }
+        arrays = {name: value for name, value in vars(buffer).items() if isinstance(value, CONTAINERS)}
         vars(view).update(copy.deepcopy(arrays))
         random_state = np.random.get_state()  # noqa: NPY002
         with th.random.fork_rng(devices=[]):
             parts = list(view.get(buffer.buffer_size * buffer.n_envs))  # None is not known to each
         np.random.set_state(random_state)  # noqa: NPY002
-        numbers = {name: value for name, value in vars(view).items() if isinstance(value, int | float)}
+        # No flags: that something has been made ready was true of the copies.
+        numbers = {name: value for name, value in vars(view).items() if type(value) in (int, float)}
         vars(buffer).update({name: value for name, value in numbers.items() if name not in OF_GET})  # its own counters
         return (parts[0] if len(parts) == 1 else type(parts[0])(*map(_joined, zip(*parts, strict=True)))), False
     for name in FLATTENED:

@@ -146,8 +146,3 @@ def fingerprint(policy: ActorCriticPolicy, with_optimizer: bool = False) -> str:
 def _bytes_of(tensor: th.Tensor) -> bytes:
     array: npt.NDArray[np.uint8] = tensor.detach().reshape(-1).contiguous().cpu().view(th.uint8).numpy()
     return array.tobytes()
-
-
-def is_finite(tensors: Mapping[str, th.Tensor]) -> bool:
-    """Whether all floating point entries of tensors by name are finite."""
-    return all(bool(th.isfinite(tensor).all()) for tensor in tensors.values() if tensor.is_floating_point())

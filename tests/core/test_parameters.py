@@ -15,7 +15,6 @@ from sb3_trustregion.core.parameters import (
     actor_parameters,
     critic_parameters,
     fingerprint,
-    is_finite,
     restore,
     snapshot,
 )
@@ -281,10 +280,3 @@ def test_a_tensor_known_by_two_names_is_saved_once() -> None:
     policy = make_policy("image")  # the extractor is also the actor's and the critic's
     tensors = list(snapshot(policy).values())
     assert len(tensors) == len(list(policy.parameters()))
-
-
-def test_finite_means_all_of_it() -> None:
-    good = {"a": th.ones(2), "b": th.tensor([1, 2]), "c": th.ones(0)}
-    assert is_finite(good)
-    for value in (math.nan, math.inf, -math.inf):
-        assert not is_finite({**good, "d": th.tensor([0.0, value])})
