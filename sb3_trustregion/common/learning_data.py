@@ -25,7 +25,7 @@ LEAST_SAMPLES = 1
 SCALARS = ("values", "log_probs", "advantages", "returns")
 FLATTENED = ("observations", "actions", *SCALARS)
 # What ``get()`` may write to in place.
-CONTAINERS = np.ndarray | th.Tensor | dict | list | set | deque
+CONTAINERS: tuple[type[Any], ...] = (np.ndarray, th.Tensor, dict, list, set, deque)
 # What ``get()`` notes of having been called.
 OF_GET = ("generator_ready", "pos", "full")
 
