@@ -216,7 +216,7 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
             found["reliability"] = promise.reliability
         elif step.radius_at_fault:
             self.judge.shrink()
-        log_update(self, step.status, verdict, **found, **as_in_stock(surrogate, step), **of_policy(self))
+        log_update(self, step.status, verdict, **found, **as_in_stock(step, found), **of_policy(self))
 
     def _promise(self, surrogate: Surrogate, solution: CGSolution, step: Step, radius: float) -> Promise | None:
         """What the step promises on data that it was not fitted to; None where there is no step."""

@@ -104,6 +104,9 @@ class NPG(NaturalGradientAlgorithm):
         super()._validate()
         self.actor_step_size = check_schedule("actor_step_size", self.actor_step_size, at_least=0.0)
 
+    def _heed_arguments(self) -> None:
+        """Nothing: its step has no bounds."""
+
     def train(self) -> None:
         """Gradient and Fisher matrix of the surrogate, one fixed step along F⁻¹g, the critic's fit."""
         rollout = begin_update(self)

@@ -209,8 +209,8 @@ class Duel:
         if "_fit_critic" not in marks:
             return None
         ((begin, _),), ((_, end),), ((fit, fitted),) = marks["_gather"], marks["_take"], marks["_fit_critic"]
-        promised = sum(after - before for before, after in marks["_promise"])
-        return Times(1e3 * (end - begin - promised), 1e3 * (fitted - fit), whole)
+        ((asked, promised),) = marks["_promise"]
+        return Times(1e3 * (end - begin - (promised - asked)), 1e3 * (fitted - fit), whole)
 
     def _train_stock(self) -> Times:
         """It asks the buffer for data first for the policy step, then for each pass of the critic."""

@@ -8,7 +8,7 @@ makes an ordinary number of infinity: where there is one, a screen beneath it lo
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -114,6 +114,11 @@ class Screen:
         if isinstance(terminal, dict):
             return bool(self._sound({key: np.asarray(part)[None] for key, part in terminal.items()}, 1).all())
         return terminal is None or bool(self._sound(np.asarray(terminal)[None], 1).all())
+
+
+def aside(screen: Screen | None) -> AbstractContextManager[None]:
+    """Whatever screen there is out of the way for a while."""
+    return nullcontext() if screen is None else screen.aside()
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from sb3_trustregion.core.improvement import (
     per_step,
     performance,
 )
-from sb3_trustregion.core.parameters import fingerprint, restore, snapshot
+from sb3_trustregion.core.parameters import fingerprint, restore, snapshot, tensors_of
 from sb3_trustregion.core.radius import RadiusRule, TrustRegionState, restarted, shrink_radius, update_radius
 from sb3_trustregion.core.surrogate import LEAST_EFFECTIVE_SHARE, effective_share
 
@@ -76,9 +76,14 @@ class Snapshot(NamedTuple):
             optimizer=optimizer,
         )
 
+    @property
+    def tensors(self) -> Tensors:
+        """All of them."""
+        return {**self.undone, **self.kept}
+
     def changed(self, policy: ActorCriticPolicy) -> "Snapshot":
         """Without what the update left alone: it is there, and need not be saved twice."""
-        present = {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
+        present = tensors_of(policy)
 
         def moved(tensors: Tensors) -> Tensors:
             return {name: tensor for name, tensor in tensors.items() if not th.equal(tensor, present[name])}
@@ -87,17 +92,14 @@ class Snapshot(NamedTuple):
 
     def is_spoiled(self, policy: ActorCriticPolicy) -> bool:
         """Whether the update has led something out of the finite numbers; a buffer of the user's may hold infinity."""
-        was = {**self.undone, **self.kept}
-        return any(
-            not bool(th.isfinite(tensor).all()) and bool(th.isfinite(was.get(name, tensor.new_zeros(()))).all())
-            for name, tensor in snapshot(policy).items()
-        )
+        sound = {name for name, tensor in self.tensors.items() if bool(th.isfinite(tensor).all())}
+        return not all(bool(th.isfinite(now).all()) for name, now in tensors_of(policy).items() if name in sound)
 
     def restore(self, policy: ActorCriticPolicy, with_statistics: bool = False) -> None:
         """
         Undo an update; buffers, as statistics of the data, stay, unless they may be spoiled (``with_statistics``).
         """
-        restore(policy, {**self.undone, **(self.kept if with_statistics else {})})
+        restore(policy, self.tensors if with_statistics else self.undone)
         present = policy.optimizer.state_dict()
         if self.optimizer is not None and "state" in present:
             policy.optimizer.load_state_dict({**present, "state": self.optimizer})
@@ -351,7 +353,7 @@ def old_residuals(rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy
     """
     Shape (T, N): TD residuals of the rollout after a step by the critic before it, in the rewards' unit of that time.
     """
-    head, tensors = ValueHead(policy), {**step.before.undone, **step.before.kept}
+    head, tensors = ValueHead(policy), step.before.tensors
 
     def values(observations: ObsArray | th.Tensor | dict[str, th.Tensor]) -> FloatArray:
         result: FloatArray = head.at(tensors, observations).cpu().numpy()
@@ -370,7 +372,7 @@ def old_ratios(rollout: Rollout, before: Snapshot, policy: ActorCriticPolicy) ->
     observations = obs_as_tensor(flatten_time(rollout.observations), policy.device)
     actions = th.as_tensor(rollout.actions.reshape(-1, rollout.actions.shape[-1]), device=policy.device)
     actions = actions.long().flatten() if isinstance(policy.action_space, spaces.Discrete) else actions.float()
-    log_probs, _ = ActionHead(policy).at({**before.undone, **before.kept}, observations, actions)
+    log_probs, _ = ActionHead(policy).at(before.tensors, observations, actions)
     ratios: FloatArray = np.exp(log_probs.double().cpu().numpy().reshape(rollout.shape) - rollout.log_probs)
     return ratios
 

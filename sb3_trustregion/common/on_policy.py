@@ -1,7 +1,7 @@
 """The seams of Stable-Baselines3 that all our algorithms share: set-up, collect, learn, save, load."""
 
 import math
-from contextlib import nullcontext
+from collections.abc import Callable
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from typing_extensions import Self
 
 from sb3_trustregion.common.files import StockModel, check_file, read_parameters
-from sb3_trustregion.common.guard import screened
+from sb3_trustregion.common.guard import aside, screened
 from sb3_trustregion.common.judge import Judge
 from sb3_trustregion.common.learning_data import Rollout
 from sb3_trustregion.common.random_states import random_states
@@ -51,6 +51,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
     _own_arguments: ClassVar[tuple[str, ...]]
     # What the radius starts from, where there is one that ``radius_prior`` draws to itself.
     _radius_argument: ClassVar[str] = ""
+    _heed_arguments: Callable[[], None]  # hands on what the user has set since
     batch_size: int
     normalize_advantage: bool
     # Steps never taken, and transitions left out because they were not finite: plain numbers, saved with the model.
@@ -184,7 +185,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         return result
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        with nullcontext() if self.recorder.screen is None else self.recorder.screen.aside():
+        with aside(self.recorder.screen):
             return super()._init_callback(callback, progress_bar)
 
     def collect_rollouts(
@@ -218,7 +219,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
 
 def begin_update(model: TrustRegionOnPolicyAlgorithm) -> Rollout:
     """What the model's buffer holds, in the order of time; what the user has set since is heeded."""
-    getattr(model, "_heed_arguments", lambda: None)()  # NPG has nothing to hand on
+    model._heed_arguments()
     rollout = model.recorder.rollout(model)
     model.n_faulty_steps += int(np.sum(rollout.faulty))
     return rollout

@@ -5,7 +5,6 @@ Fed by a callback, because ``on_step`` runs before SB3 adds γ·V(terminal obser
 """
 
 import warnings
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
 
-from sb3_trustregion.common.guard import Screen, is_understood, replace, usable
+from sb3_trustregion.common.guard import Screen, aside, is_understood, replace, usable
 from sb3_trustregion.common.learning_data import LARGEST, BoolArray, ObsArray, Rollout, in_time
 from sb3_trustregion.core.distributions import Observations
 from sb3_trustregion.core.improvement import FloatArray
@@ -108,9 +107,8 @@ class Recorder:
         faulty = bool(self._clean(model, terminal, _row(model._last_obs, env_index)).any())
         if faulty:
             self._note("terminal observation", np.arange(n_envs) == env_index)
-            info["terminal_observation"] = (
-                {k: v[0] for k, v in terminal.items()} if isinstance(terminal, dict) else terminal[0]
-            )
+            sound = {k: v[0] for k, v in terminal.items()} if isinstance(terminal, dict) else terminal[0]
+            info["terminal_observation"] = sound
         if info.get("TimeLimit.truncated", False):
             self._terminal_observations.append(terminal)
             self._truncated.append(len(self._faulty) * n_envs + env_index)
@@ -146,9 +144,8 @@ class Recorder:
         rewards = np.array(buffer.rewards, dtype=np.float64).reshape(shape)
         rewards.reshape(-1)[truncated] -= model.gamma * end_values
         assert model._last_episode_starts is not None
-        stood_in, bad, faulty = (
-            np.concatenate(noted).reshape(shape) for noted in (self._stood_in, self._bad_rewards, self._faulty)
-        )
+        noted = self._stood_in, self._bad_rewards, self._faulty
+        stood_in, bad, faulty = (np.concatenate(steps).reshape(shape) for steps in noted)
         of_reward = bad.copy()
         bad.reshape(-1)[truncated] = False
         if not np.any(rewards[bad] != stood_in[bad]):  # else the user has put in rewards of their own
@@ -224,13 +221,10 @@ class RecordingCallback(BaseCallback):
             raise AttributeError(name)
         return getattr(self.callback, name)
 
-    def _aside(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.screen is None else self.screen.aside()
-
     def on_rollout_start(self) -> None:
         """A rollout begins."""
         self.recorder.begin(self.model)  # type: ignore[arg-type]
-        with self._aside():
+        with aside(self.screen):
             self.callback.on_rollout_start()
         self.recorder.random_before = None
 
@@ -241,14 +235,14 @@ class RecordingCallback(BaseCallback):
 
     def on_step(self) -> bool:
         """Whether training goes on."""
-        with self._aside():
+        with aside(self.screen):
             goes_on = self.callback.on_step()  # first: what the user mends is no fault
         self.recorder.step(self.model, self.locals, self.screen)  # type: ignore[arg-type]
         return goes_on
 
     def on_rollout_end(self) -> None:
         """A rollout ends."""
-        with self._aside():
+        with aside(self.screen):
             self.callback.on_rollout_end()
 
     def _on_step(self) -> bool:

@@ -77,10 +77,10 @@ def of_step(surrogate: Surrogate, step: Step, solution: CGSolution) -> dict[str,
     }
 
 
-def as_in_stock(surrogate: Surrogate, step: Step) -> dict[str, float]:
-    """What stock TRPO's users look for: its names."""
+def as_in_stock(step: Step, found: dict[str, float]) -> dict[str, float]:
+    """Of what ``of_step`` found, what stock TRPO's users look for: its names."""
     success = float(step.status is StepStatus.ACCEPTED)
-    return {"kl_divergence_loss": step.evaluation.kl / surrogate.n_dimensions, "is_line_search_success": success}
+    return {"kl_divergence_loss": found["kl_divergence"], "is_line_search_success": success}
 
 
 def of_policy(model: OnPolicyAlgorithm) -> dict[str, float]:

@@ -115,10 +115,15 @@ def snapshot(policy: ActorCriticPolicy) -> dict[str, th.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in {**parameters, **dict(policy.named_buffers())}.items()}
 
 
+def tensors_of(policy: ActorCriticPolicy) -> dict[str, th.Tensor]:
+    """Parameters and buffers by name, themselves."""
+    return {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
+
+
 @th.no_grad()
 def restore(policy: ActorCriticPolicy, saved: Mapping[str, th.Tensor]) -> None:
     """Bring parameters back bit for bit: the one place where that is done."""
-    named = {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
+    named = tensors_of(policy)
     for name, value in saved.items():
         named[name].copy_(value)
 

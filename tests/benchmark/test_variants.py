@@ -9,7 +9,6 @@ from sb3_trustregion import ALGORITHMS
 from sb3_trustregion.benchmark import variants
 from sb3_trustregion.benchmark.run.hyperparameters import (
     OF_THE_ZOO,
-    accepted_arguments,
     algorithms,
     derive_variant,
     resolve,
@@ -17,6 +16,7 @@ from sb3_trustregion.benchmark.run.hyperparameters import (
     usual_timesteps,
 )
 from sb3_trustregion.benchmark.variants import MAIN, SENSITIVITY, VARIANTS, Variant, find_variant
+from sb3_trustregion.common.validation import argument_names
 
 SHARED = {"n_envs": 1, "normalize": True}
 
@@ -27,7 +27,7 @@ def test_hyperparameters_are_arguments_of_the_algorithm(variant: Variant, task: 
     resolved = resolve(variant, task, 100_000, SHARED)
     assert resolved is not None
     assert resolved["n_timesteps"] == 100_000
-    assert set(resolved) - OF_THE_ZOO <= accepted_arguments(variant.algorithm)
+    assert set(resolved) - OF_THE_ZOO <= argument_names(algorithms()[variant.algorithm])
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if not VARIANTS[name].per_task])

@@ -210,7 +210,7 @@ def test_constructing_does_not_call_the_policy(algorithm: type[Any]) -> None:
     model = make_model(algorithm, env, n_steps=64, policy_kwargs={"features_extractor_class": Encoder})
     assert model.policy.features_extractor.n_calls == 0
     state = th.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
-    getattr(model, "_heed_arguments", lambda: None)()
+    model._heed_arguments()
     assert th.equal(state[0], th.get_rng_state())
     model.save(file := io.BytesIO())
     file.seek(0)

@@ -600,3 +600,19 @@ def test_a_fingerprint_survives_its_way_through_a_file() -> None:
     step = reloaded(judge).pending
     assert step is not None
     assert step.left == fingerprint(policy, with_optimizer=True)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_spoiled_is_what_was_finite_and_is_no_longer(value: float) -> None:
+    policy = make_policy()
+    policy.register_buffer("mask", th.tensor([0.0, value]))
+    policy.register_buffer("statistics", th.zeros(2))
+    policy.register_buffer("count", th.tensor(1))
+    before = Snapshot.of(policy)
+    assert not before.is_spoiled(policy)
+    for tensor in (*policy.parameters(), policy.statistics):
+        with th.no_grad():
+            tensor.view(-1)[-1] = value
+        assert before.is_spoiled(policy)
+        before.restore(policy, with_statistics=True)
+        assert not before.is_spoiled(policy)

@@ -190,15 +190,10 @@ class Report:
 
 def _parent(ablation: Variant, variants: list[Variant]) -> Variant | None:
     """What an ablation differs from: by name or, where a grid gives names of its own, by what it has in common."""
+    has = ablation.hyperparameters.items()
+    alike = [v for v in variants if v.algorithm == ablation.algorithm and v.hyperparameters.items() <= has]
     named = [variant for variant in variants if variant.name == ablation.parent]
-    alike = [
-        variant
-        for variant in variants
-        if variant.role != ABLATION
-        and variant.algorithm == ablation.algorithm
-        and variant.hyperparameters.items() <= ablation.hyperparameters.items()
-    ]
-    return next(iter([*named, *alike]), None)
+    return next(iter([*named, *(variant for variant in alike if variant.role != ABLATION)]), None)
 
 
 def write_report(

@@ -84,11 +84,6 @@ def algorithms() -> dict[str, type[Any]]:
     return ALGOS
 
 
-def accepted_arguments(algorithm: str) -> set[str]:
-    """:return: names of the arguments of an algorithm's constructor, with those that a subclass passes on"""
-    return argument_names(algorithms()[algorithm])
-
-
 def derive_variant(name: str, definition: Any) -> Variant:
     """
     The variant that a grid file defines by ``base``, the name of a variant, and ``hyperparameters``, what differs.
@@ -99,7 +94,7 @@ def derive_variant(name: str, definition: Any) -> Variant:
         raise ValueError(f"variant's name must be new, of letters, digits, '-', '_' and '.', got {name!r}")
     base = find_variant(str(definition.get("base", "")))
     changes = definition.get("hyperparameters") or {}
-    known = (accepted_arguments(base.algorithm) | OF_THE_ZOO) - OF_THE_RUN
+    known = (argument_names(algorithms()[base.algorithm]) | OF_THE_ZOO) - OF_THE_RUN
     unknown = sorted(map(str, set(changes) - known)) if isinstance(changes, dict) else [repr(changes)]
     if unknown:
         raise ValueError(
