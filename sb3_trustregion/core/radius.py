@@ -10,9 +10,10 @@ allows. To second order
 
 for a step of length s = √(2·KL): the model is linear, the truth bends. θ is a ratio of sums over the last ``window``
 steps, each step weighed by its own standard error, so what is known of other lengths counts for this one. A step gains
-most where half of its promise is kept, and three quarters of that where a quarter is kept. Shorter than the one and
-longer than the other a step is not to be, where θ is known so well; in between one step cannot tell what is best for
-the training to come, and practice decides. What a single step promises on fresh data is mostly noise, hence a promise
+most where half of its promise is kept, and three quarters of that where three quarters or one quarter is kept: the
+thresholds of the textbook. Shorter than the one and longer than the other a step is not to be, where θ is known so
+well; in between one step cannot tell what is best for the training to come, and practice decides. What a single step
+promises on fresh data is mostly noise, hence a promise
 is what the step gained on its own batch times the reliability of such gains over the window. That a ratio under noise
 must be relaxed by the noise is Sun & Nocedal 2022 (arXiv 2201.00973); actual against predicted is Conn, Gould & Toint
 2000, ch. 6; that a greedy choice of the step is too short is Wu et al. 2018 (arXiv 1803.02021).
@@ -26,8 +27,8 @@ from typing import Any
 from sb3_trustregion.core.improvement import Improvement
 
 ROLLBACK_SHRINKAGE = 0.5
-# Where half of the promise is kept a step gains most, where a quarter is kept still three quarters of that.
-BEST_KEEPS, LONGEST_KEEPS = 0.5, 0.25
+# Where half of the promise is kept a step gains most; at either of these three quarters of that.
+SHORTEST_KEEPS, LONGEST_KEEPS = 0.75, 0.25
 # Of a gain on the batch that a step was fitted to, at least so much is taken for real.
 LEAST_RELIABILITY = 0.02
 # Residuals are cut here, so that one freak rollout cannot rule the window.
@@ -234,7 +235,7 @@ def _noise_aware(state: TrustRegionState, measured: Improvement, rule: RadiusRul
     known = length * (rule.prior / state.radius) ** (1.0 / rule.exponent)
     bend = (state.promised - state.gained) / state.leverage
     doubt = DOUBT * math.sqrt(state.gained_variance) / state.leverage
-    too_short = min(_length_that_keeps(BEST_KEEPS, bend + doubt), FARTHEST * length)
+    too_short = min(_length_that_keeps(SHORTEST_KEEPS, bend + doubt), FARTHEST * length)
     too_long = max(_length_that_keeps(LONGEST_KEEPS, bend - doubt), length / FARTHEST)
     aim = min(max(known, too_short), too_long)
     return math.pow(aim / length, 2.0 * SHARE_OF_THE_WAY)
