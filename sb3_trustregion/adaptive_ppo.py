@@ -1,6 +1,7 @@
 """PPO whose clip range is the radius of the trust-region algorithm."""
 
 import math
+import warnings
 from typing import Any, ClassVar
 
 import torch as th
@@ -12,7 +13,12 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from sb3_trustregion.common.guard import accept, refuse
 from sb3_trustregion.common.judge import Judge, Snapshot, Verdict, make_judge, rule_of
 from sb3_trustregion.common.learning_data import LEAST_SAMPLES, make_batch, replace_faulty_samples, unit_of_advantages
-from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, begin_update, find_actor
+from sb3_trustregion.common.on_policy import (
+    TrustRegionOnPolicyAlgorithm,
+    begin_update,
+    find_actor,
+    tells_what_acts,
+)
 from sb3_trustregion.common.update_log import log_update, of_evaluation
 from sb3_trustregion.common.validation import (
     as_schedule,
@@ -26,7 +32,7 @@ from sb3_trustregion.core.batch import Batch
 from sb3_trustregion.core.conjugate_gradient import conjugate_gradient
 from sb3_trustregion.core.functional import uncompiled
 from sb3_trustregion.core.line_search import StepStatus, reliability
-from sb3_trustregion.core.parameters import ParameterVector
+from sb3_trustregion.core.parameters import NOBODY, ParameterVector
 from sb3_trustregion.core.radius import Decision, TrustRegionState
 from sb3_trustregion.core.surrogate import Surrogate
 
@@ -207,8 +213,8 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
             return self._refuse(verdict, self.recorder.last_fault or "no advantage is finite")
         unit = unit_of_advantages(rollout, self.rollout_buffer)
         replace_faulty_samples(self.rollout_buffer, rollout.faulty)
-        policy, actor = uncompiled(self.policy), find_actor(self.policy, batch)
-        if not actor.names:  # the user has frozen all that acts
+        policy, actor = uncompiled(self.policy), self._find_actor(batch)
+        if not actor.names:  # the user has frozen all that acts, or nobody knows what does
             super().train()
             return log_update(self, StepStatus.INVALID, verdict)
         surrogate = self._surrogate(batch.centred(scale=False), actor)  # step 1
@@ -230,6 +236,13 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         self.judge.expect(promise, rollout, before, policy, unit)
         found = of_evaluation(surrogate, evaluation, linear_gain) | {"reliability": share}
         log_update(self, StepStatus.ACCEPTED, verdict, **found)
+
+    def _find_actor(self, batch: Batch) -> ParameterVector:
+        if tells_what_acts(self.policy, batch):
+            return find_actor(self.policy, batch)
+        message = "the policy's get_distribution is not what evaluate_actions evaluates: ε stays, as in stock PPO"
+        warnings.warn(message, stacklevel=3)
+        return NOBODY
 
     def _surrogate(self, batch: Batch, actor: ParameterVector) -> Surrogate:
         return Surrogate(self.policy, actor, batch, CG_DAMPING, FISHER_SUB_SAMPLING_FACTOR)

@@ -14,7 +14,12 @@ from stable_baselines3.common.type_aliases import GymEnv, RolloutBufferSamples, 
 from sb3_trustregion.common.guard import accept, refuse
 from sb3_trustregion.common.judge import Snapshot
 from sb3_trustregion.common.learning_data import LEAST_SAMPLES, make_batch, replace_faulty_samples, samples_of
-from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, begin_update, find_actor
+from sb3_trustregion.common.on_policy import (
+    TrustRegionOnPolicyAlgorithm,
+    begin_update,
+    find_actor,
+    tells_what_acts,
+)
 from sb3_trustregion.common.update_log import log_update, of_policy
 from sb3_trustregion.common.validation import check_number, settle, settle_ppo, sizes_of_ppo
 from sb3_trustregion.core.batch import take
@@ -154,6 +159,8 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
         if batch.n_samples < LEAST_SAMPLES:
             return self._refuse(self.recorder.last_fault or "no advantage is finite")
         replace_faulty_samples(self.rollout_buffer, rollout.faulty)
+        if not tells_what_acts(self.policy, batch):
+            raise ValueError("policy must tell by get_distribution what its evaluate_actions evaluates, for the KL")
         policy, actor = uncompiled(self.policy), find_actor(self.policy, batch)
         samples, _ = samples_of(self.rollout_buffer)
         before, old = Snapshot.of(policy), outputs_of(policy, samples.observations)

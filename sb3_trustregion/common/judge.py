@@ -16,7 +16,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_trustregion.common.learning_data import ObsArray, Rollout, flatten_time
-from sb3_trustregion.common.persistence import Tensors, numbers, part, text, to_tensors
+from sb3_trustregion.common.persistence import Tensors, numbers, packed, part, text, to_tensors, unpacked
 from sb3_trustregion.common.validation import check_choice, check_integer, check_number, settle
 from sb3_trustregion.core.functional import ActionHead, ValueHead, uncompiled
 from sb3_trustregion.core.improvement import (
@@ -54,7 +54,7 @@ class Snapshot(NamedTuple):
     undone: Tensors
     kept: Tensors
     joint: bool
-    optimizer: dict[int, dict[str, Any]] | None = None
+    optimizer: dict[Any, Any] | None = None
 
     @classmethod
     def of(cls, policy: ActorCriticPolicy, undone: Iterable[str] | None = None) -> "Snapshot":
@@ -75,6 +75,10 @@ class Snapshot(NamedTuple):
             joint=undone is None,
             optimizer=optimizer,
         )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {**self._asdict(), "optimizer": None if self.optimizer is None else packed(self.optimizer)}
 
     @property
     def tensors(self) -> Tensors:
@@ -114,7 +118,7 @@ class PendingStep(NamedTuple):
     :param baseline: of rollout k, by the estimator in use
     :param promise: what the step promised
     :param scale: unit of the rewards in which both rollouts are compared
-    :param gamma: discount factor in force
+    :param gamma: discount factor of that time
     :param started_fresh: whether rollout k began with new episodes
     """
 
@@ -208,6 +212,7 @@ class Judge:
         self.state = self.decide(measured)
         if self.state.rolled_back:
             pending.before.restore(policy)
+            policy.set_training_mode(False)  # as it will be met again
             # The policy is what it was: only the critic of that time is still needed, where it has been fitted since.
             restored = pending.before._replace(undone={}, joint=False, optimizer=None)
             left = fingerprint(policy)
@@ -227,6 +232,7 @@ class Judge:
         :param unit: rewards for each unit of the advantages that the promise is made of
         """
         policy = uncompiled(policy)
+        policy.set_training_mode(False)  # as it will be met again
         if self.estimator == "surrogate":
             linear = promise._replace(gain=promise.linear_gain, reliability=1.0)
             self.state = self.decide(self.perceive(Improvement(promise.gain, 0.0, linear)))
@@ -344,14 +350,14 @@ def is_comparable(rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy
     unit_holds = max(rollout.scales[-1] / step.scale, step.scale / rollout.scales[-1]) <= LARGEST_DRIFT
     # After a reset episodes are in another phase; not if that was so before.
     phase_holds = step.started_fresh or not rollout.starts_fresh
-    known = rollout.is_recorded and unit_holds and phase_holds and rollout.gamma == step.gamma
-    return known and fingerprint(policy, step.before.joint) == step.left
+    return rollout.is_recorded and unit_holds and phase_holds and fingerprint(policy, step.before.joint) == step.left
 
 
 @th.no_grad()
 def old_residuals(rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> FloatArray:
     """
-    Shape (T, N): TD residuals of the rollout after a step by the critic before it, in the rewards' unit of that time.
+    Shape (T, N): TD residuals of the rollout after a step by the critic before it, in the rewards' unit and with the
+    discount factor of that time.
     """
     head, tensors = ValueHead(policy), step.before.tensors
 
@@ -363,7 +369,7 @@ def old_residuals(rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy
     last = values(obs_as_tensor(rollout.last_observations, policy.device))
     ends = rollout.terminal_observations
     at_ends = np.zeros(0) if ends is None else values(policy.obs_to_tensor(ends)[0])
-    return rollout.residuals(seen, last, at_ends, step.scale)
+    return rollout._replace(gamma=step.gamma).residuals(seen, last, at_ends, step.scale)
 
 
 @th.no_grad()
@@ -379,12 +385,9 @@ def old_ratios(rollout: Rollout, before: Snapshot, policy: ActorCriticPolicy) ->
 
 def pending_step(state: Mapping[str, Any]) -> PendingStep:
     """The step, from its tensors by dotted name."""
-    moments: dict[int, dict[str, th.Tensor]] = {}
-    for key, value in part(state, "before.optimizer").items():
-        index, _, name = key.partition(".")
-        moments.setdefault(int(index), {})[name] = value
     joint = numbers(state, "before", {"joint": bool})["joint"]
-    before = Snapshot(part(state, "before.undone"), part(state, "before.kept"), joint, moments if joint else None)
+    moments = unpacked(state, "before.optimizer") if joint else None
+    before = Snapshot(part(state, "before.undone"), part(state, "before.kept"), joint, moments)
     own = numbers(
         {f"step.{key}": value for key, value in state.items()},
         "step",

@@ -194,18 +194,21 @@ def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
 
     :return: the samples; whether they are environment by environment in the order of time
     """
-    view = copy.copy(buffer)
-    if type(buffer).get not in (RolloutBuffer.get, DictRolloutBuffer.get):
+    own, view = vars(buffer), copy.copy(buffer)
+    if type(buffer).get not in (RolloutBuffer.get, DictRolloutBuffer.get) or {"get", "_get_samples"} & own.keys():
+        held = dict(own)
         # Copies: who writes in place there must not do so twice.
-        arrays = {name: value for name, value in vars(buffer).items() if isinstance(value, CONTAINERS)}
-        vars(view).update(copy.deepcopy(arrays))
+        own.update(copy.deepcopy({name: value for name, value in held.items() if isinstance(value, CONTAINERS)}))
         random_state = np.random.get_state()  # noqa: NPY002
-        with th.random.fork_rng(devices=[]):
-            parts = list(view.get(buffer.buffer_size * buffer.n_envs))  # None is not known to each
-        np.random.set_state(random_state)  # noqa: NPY002
-        # No flags: that something has been made ready was true of the copies.
-        numbers = {name: value for name, value in vars(view).items() if type(value) in (int, float)}
-        vars(buffer).update({name: value for name, value in numbers.items() if name not in OF_GET})  # its own counters
+        try:
+            with th.random.fork_rng(devices=[]):
+                parts = list(buffer.get(buffer.buffer_size * buffer.n_envs))  # None is not known to each
+        finally:
+            np.random.set_state(random_state)  # noqa: NPY002
+            # No flags: that something has been made ready was true of the copies. Its own counters go on.
+            numbers = {name: value for name, value in own.items() if type(value) in (int, float)}
+            own.clear()
+            own.update(held | {name: value for name, value in numbers.items() if name not in OF_GET})
         return (parts[0] if len(parts) == 1 else type(parts[0])(*map(_joined, zip(*parts, strict=True)))), False
     for name in FLATTENED:
         value = in_time(buffer, name)

@@ -36,9 +36,9 @@ from sb3_trustregion.common.validation import (
     settle,
 )
 from sb3_trustregion.core.batch import Batch
-from sb3_trustregion.core.distributions import check_supported
+from sb3_trustregion.core.distributions import check_supported, preserved_distribution
 from sb3_trustregion.core.functional import uncompiled
-from sb3_trustregion.core.parameters import ParameterVector, actor_parameters
+from sb3_trustregion.core.parameters import FEW, ParameterVector, actor_parameters
 
 
 class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
@@ -228,3 +228,21 @@ def begin_update(model: TrustRegionOnPolicyAlgorithm) -> Rollout:
 def find_actor(policy: ActorCriticPolicy, batch: Batch) -> ParameterVector:
     """Which parameters act, asked anew at every update: the user may have frozen or replaced some."""
     return actor_parameters(uncompiled(policy), batch.observations)
+
+
+@th.no_grad()
+def tells_what_acts(policy: ActorCriticPolicy, batch: Batch) -> bool:
+    """
+    Whether ``get_distribution`` is of what ``evaluate_actions`` evaluates: PPO asks a policy for the latter alone.
+    """
+    policy, few = uncompiled(policy), batch.select(th.arange(min(batch.n_samples, FEW)))
+    ways = "evaluate_actions", "get_distribution"
+    if all(getattr(policy, way) == getattr(ActorCriticPolicy, way).__get__(policy) for way in ways):
+        return True
+    with preserved_distribution(policy):
+        _, evaluated, _ = policy.evaluate_actions(few.observations, few.actions)
+        try:
+            told = policy.get_distribution(few.observations).log_prob(few.actions)
+        except NotImplementedError:
+            return False
+    return bool(th.isclose(told, evaluated, rtol=1e-2, atol=1e-2, equal_nan=True).all())

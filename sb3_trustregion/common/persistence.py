@@ -3,6 +3,7 @@ Small records as tensors by dotted name, as SB3 saves a state_dict: its callers 
 of tensors alone is loaded without trust in who wrote it.
 """
 
+import io
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,10 +14,10 @@ Tensors = dict[str, th.Tensor]
 
 def to_tensors(value: Any, name: str) -> Tensors:
     """Tensors, numbers, texts, and mappings, ``NamedTuple``s or states of those, by dotted name; None is left out."""
-    if hasattr(value, "_asdict"):
-        value = value._asdict()
-    elif hasattr(value, "as_dict"):
+    if hasattr(value, "as_dict"):
         value = value.as_dict()
+    elif hasattr(value, "_asdict"):
+        value = value._asdict()
     if isinstance(value, Mapping):
         parts = [to_tensors(part, f"{name}.{key}") for key, part in value.items()]
         return {key: tensor for part in parts for key, tensor in part.items()}
@@ -25,6 +26,19 @@ def to_tensors(value: Any, name: str) -> Tensors:
     if isinstance(value, str):
         value = [float(code) for code in value.encode()]
     return {name: value if isinstance(value, th.Tensor) else th.tensor(value, dtype=th.float64)}
+
+
+def packed(value: Any) -> th.Tensor:
+    """Nested dicts and lists of tensors and numbers, exactly, as one tensor of bytes."""
+    buffer = io.BytesIO()
+    th.save(value, buffer)
+    return th.frombuffer(bytearray(buffer.getvalue()), dtype=th.uint8)
+
+
+def unpacked(state: Mapping[str, Any], name: str) -> Any:
+    """What was ``packed``, nothing in it is executed; a ``RuntimeError`` where it is missing."""
+    _check_present(state, [name])
+    return th.load(io.BytesIO(state[name].cpu().numpy().tobytes()), map_location="cpu", weights_only=True)
 
 
 def part(state: Mapping[str, Any], name: str) -> dict[str, Any]:

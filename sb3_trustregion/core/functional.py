@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch as th
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.func import functional_call
@@ -32,6 +33,7 @@ class PolicyFunction(nn.Module):
         """
         What ``forward`` returns of the arguments with some parameters and buffers, by name, replaced by these tensors.
         """
+        unfold(self.policy)
         for name, value in tensors.items():
             self._hook(name, value)
         replaced = {f"policy.{site}": value for name, value in tensors.items() for site in self._sites[name]}
@@ -47,12 +49,15 @@ class PolicyFunction(nn.Module):
 
 
 class ActionHead(PolicyFunction):
-    """The actor: log-probabilities and parameters of the action distribution."""
+    """The actor: log-probabilities and parameters of the action distribution; ``kind`` is that of the last one."""
+
+    kind: Distribution
 
     def forward(self, observations: Observations, actions: th.Tensor) -> tuple[th.Tensor, Parameters]:
         """Log π(a|s) of n actions, shape (n,), and the parameters of their distributions."""
         with preserved_distribution(self.policy):
             distribution = self.policy.get_distribution(observations)
+            self.kind = distribution
             return distribution.log_prob(actions), distribution_parameters(distribution)
 
 
@@ -68,6 +73,19 @@ def uncompiled(policy: ActorCriticPolicy) -> ActorCriticPolicy:
     """The policy itself, whose parameters have their own names, where ``torch.compile`` has wrapped it."""
     original: ActorCriticPolicy = getattr(policy, "_orig_mod", policy)
     return original
+
+
+def unfold(policy: ActorCriticPolicy) -> None:
+    """
+    Show parameters that modules fold into others in evaluation mode, as LoRA's layers do: they override ``train``.
+
+    Everything else stays as the policy acts: dropout, and statistics of the data.
+    """
+    for module in policy.modules():
+        if type(module).train is not nn.Module.train and not module.training:
+            module.train(True)
+            for part in module.modules():
+                part.training = type(part).train is not nn.Module.train
 
 
 def tensor_sites(module: nn.Module) -> dict[str, list[str]]:

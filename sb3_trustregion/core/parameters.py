@@ -3,8 +3,8 @@
 import hashlib
 import itertools
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trustregion.core.batch import take
 from sb3_trustregion.core.distributions import Observations, distribution_parameters, preserved_distribution
+from sb3_trustregion.core.functional import unfold
 from sb3_trustregion.core.jacobian import differentiable_twice
 
 # SB3's name of what is the critic's even where logits depend on it, as in sb3-contrib.
@@ -93,6 +94,7 @@ def _acting(policy: ActorCriticPolicy, observations: Observations) -> tuple[list
         for name, parameter in policy.named_parameters()
         if parameter.requires_grad and VALUE_HEAD not in name
     }
+    unfold(policy)
     with preserved_distribution(policy), th.enable_grad():
         outputs = distribution_parameters(policy.get_distribution(observations))
         attached = [output for output in outputs if output.requires_grad]
@@ -123,6 +125,7 @@ def tensors_of(policy: ActorCriticPolicy) -> dict[str, th.Tensor]:
 @th.no_grad()
 def restore(policy: ActorCriticPolicy, saved: Mapping[str, th.Tensor]) -> None:
     """Bring parameters back bit for bit: the one place where that is done."""
+    unfold(policy)
     named = tensors_of(policy)
     for name, value in saved.items():
         named[name].copy_(value)
@@ -141,11 +144,21 @@ def fingerprint(policy: ActorCriticPolicy, with_optimizer: bool = False) -> str:
         digest.update(_bytes_of(parameter))
     if with_optimizer:
         digest.update(type(policy.optimizer).__name__.encode())
-        for state in policy.optimizer.state_dict().get("state", {}).values():
-            for name, value in state.items():
-                digest.update(name.encode())
-                digest.update(_bytes_of(value) if isinstance(value, th.Tensor) else repr(value).encode())
+        for key, state in policy.optimizer.state_dict().get("state", {}).items():
+            for leaf in _leaves([key, state]):
+                digest.update(_bytes_of(leaf) if isinstance(leaf, th.Tensor) else repr(leaf).encode())
     return digest.hexdigest()
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Of nested dicts, their keys too, and sequences."""
+    if isinstance(value, Mapping):
+        value = [part for item in value.items() for part in item]
+    if not isinstance(value, (list, tuple)):
+        yield value
+        return
+    for part in value:
+        yield from _leaves(part)
 
 
 def _bytes_of(tensor: th.Tensor) -> bytes:

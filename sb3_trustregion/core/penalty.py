@@ -98,8 +98,11 @@ def mean_kl(policy: ActorCriticPolicy, observations: Observations, old: Paramete
     :param old: what ``outputs_of`` gave before it
     :return: mean KL(old‖new), nats, joint over action dimensions; NaN where the policy gives no proper distribution
     """
+    policy = uncompiled(policy)
     try:
-        return kl_divergence(policy.action_dist, old, outputs_of(policy, observations)).mean()
+        with preserved_distribution(policy):
+            new = policy.get_distribution(observations)
+            return kl_divergence(new, old, distribution_parameters(new)).mean()
     except ValueError:  # torch.distributions refuses parameters that are not finite
         return th.tensor(th.nan)
 

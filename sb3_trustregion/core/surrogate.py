@@ -108,7 +108,6 @@ class Surrogate:
         fisher_sub_sampling_factor: int = 1,
     ) -> None:
         self.head = ActionHead(policy)
-        self.kind = self.head.policy.action_dist
         self.actor = actor
         self.batch = batch
         self.origin = actor.flatten(self.head.policy)
@@ -121,6 +120,7 @@ class Surrogate:
         self.log_probs = th.cat([half.log_probs for half in halves])[in_order]
         both = zip(*[half.outputs for half in halves], strict=True)
         self.outputs = tuple(th.cat(outputs)[in_order] for outputs in both)
+        self.kind = self.head.kind
         self.n_dimensions = dimensions(self.kind, self.outputs)
         self.fisher_product = self._fisher(leaf, damping * self.n_dimensions, fisher_sub_sampling_factor)
 

@@ -1,0 +1,255 @@
+"""Parameters, distributions, samples and moments that are elsewhere than with SB3's own classes."""
+
+from typing import Any
+
+import pytest
+import torch as th
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import BernoulliDistribution, Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+
+from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO, PenaltyPPO
+from sb3_trustregion.common.judge import Judge
+from sb3_trustregion.core.functional import unfold
+from sb3_trustregion.core.improvement import Estimate, Improvement
+from sb3_trustregion.core.parameters import fingerprint
+from tests.cases.tasks import UPDATE, Bandit, bandit_model, probability
+from tests.helpers import ALGORITHMS, assert_same, make_model, state_of
+
+each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
+
+
+class LowRank(th.nn.Linear):
+    """As LoRA's layers: frozen, with a trainable addition of low rank, which is folded into it in evaluation mode."""
+
+    def __init__(self, n_inputs: int, n_outputs: int) -> None:
+        super().__init__(n_inputs, n_outputs)
+        self.weight.requires_grad = self.bias.requires_grad = False
+        self.down = th.nn.Parameter(th.ones(2, n_inputs) / 3.0)
+        self.up = th.nn.Parameter(th.zeros(n_outputs, 2))
+        self.drop = th.nn.Dropout(0.5)
+        self.is_folded = False
+
+    def train(self, mode: bool = True) -> "LowRank":
+        super().train(mode)
+        if self.is_folded == mode:
+            self.weight.data += (-1.0 if mode else 1.0) * self.up @ self.down
+            self.is_folded = not mode
+        return self
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        frozen = super().forward(x)
+        return frozen if self.is_folded else frozen + self.drop(x) @ self.down.T @ self.up.T
+
+
+class Adapted(BaseFeaturesExtractor):
+    """One such layer."""
+
+    def __init__(self, observation_space: Any) -> None:
+        super().__init__(observation_space, 8)
+        self.layer = LowRank(observation_space.shape[0], 8)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.layer(observations).tanh()  # type: ignore[no-any-return]
+
+
+ADAPTED = {"features_extractor_class": Adapted, "net_arch": []}
+
+
+def unfolded(model: Any) -> LowRank:
+    model.policy.set_training_mode(True)
+    layer: LowRank = model.policy.features_extractor.layer
+    return layer
+
+
+@each_algorithm
+def test_parameters_that_are_folded_away_in_evaluation_are_trained(algorithm: type[Any]) -> None:
+    model = make_model(algorithm, "CartPole-v1", policy_kwargs=ADAPTED)
+    weight = unfolded(model).weight.clone()
+    model.learn(5 * model.n_steps * model.n_envs)
+    assert unfolded(model).up.abs().max() > 1e-3
+    th.testing.assert_close(unfolded(model).weight, weight)
+    if hasattr(model, "judge"):
+        assert model.judge.state.n_judged == 4
+
+
+def test_what_is_random_stays_as_in_evaluation() -> None:
+    policy = make_model(NPG, "CartPole-v1", policy_kwargs=ADAPTED).policy
+    policy.set_training_mode(False)
+    unfold(policy)
+    layer = policy.features_extractor.layer
+    assert [module for module in policy.modules() if module.training] == [layer]
+    assert not layer.is_folded
+
+
+class Rejecting(Judge):
+    """Takes every step for a bad one."""
+
+    def perceive(self, measured: Improvement) -> Improvement:
+        return measured._replace(actual=-1e9, stderr=1.0, difference=Estimate(-1e9, 1.0))
+
+
+@pytest.mark.parametrize("algorithm", [AdaptiveTRPO, AdaptivePPO])
+def test_a_roll_back_leaves_what_they_are_folded_into_alone(algorithm: type[Any]) -> None:
+    model = make_model(algorithm, policy_kwargs=ADAPTED, judge_class=Rejecting)
+    weight, up = unfolded(model).weight.clone(), unfolded(model).up.clone()
+    model.learn(4 * model.n_steps * model.n_envs)
+    assert model.judge.state.n_rollbacks == 2
+    th.testing.assert_close(unfolded(model).weight, weight)
+    assert th.equal(unfolded(model).up, up)
+
+
+class OnOrOff(ActorCriticPolicy):
+    """Bernoulli actions for a Box, beside the distribution that SB3 has made for it."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.switch = BernoulliDistribution(1)
+
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
+        return self.switch.proba_distribution(self.action_net(latent_pi))
+
+
+@each_algorithm
+def test_a_policy_may_have_another_distribution_than_its_space_asks_for(algorithm: type[Any]) -> None:
+    model = make_model(algorithm, "Pendulum-v1", OnOrOff)
+    before = state_of(model.policy)
+    model.learn(3 * model.n_steps * model.n_envs)
+    assert not th.equal(model.policy.action_net.weight, before["action_net.weight"])
+    assert not hasattr(model, "judge") or model.judge.state.n_judged >= 1
+
+
+class Second(ActorCriticPolicy):
+    """Acts by a head of its own, which ``get_distribution`` does not know: all that PPO asks for."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.second = th.nn.Linear(8, 2)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+
+    def _acting(self, obs: Any) -> Distribution:
+        return self.action_dist.proba_distribution(self.second(self.mlp_extractor.forward_actor(obs)))
+
+    def forward(self, obs: Any, deterministic: bool = False) -> Any:
+        distribution = self._acting(obs)
+        actions = distribution.get_actions(deterministic)
+        return actions, self.predict_values(obs), distribution.log_prob(actions)
+
+    def evaluate_actions(self, obs: Any, actions: th.Tensor) -> Any:
+        distribution = self._acting(obs)
+        return self.predict_values(obs), distribution.log_prob(actions), distribution.entropy()
+
+
+class Silent(Second):
+    def get_distribution(self, obs: Any) -> Distribution:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("policy", [Second, Silent])
+def test_what_a_policy_does_not_tell_is_not_judged_but_trained_as_by_stock(policy: type[Any]) -> None:
+    def trained(algorithm: type[Any]) -> Any:
+        model = make_model(algorithm, "CartPole-v1", policy)
+        return model.learn(3 * model.n_steps * model.n_envs)
+
+    with pytest.warns(UserWarning, match="get_distribution is not what evaluate_actions evaluates"):
+        ours = trained(AdaptivePPO)
+    assert_same(state_of(ours.policy), state_of(trained(PPO).policy))
+    assert ours.judge.state.n_judged == 0
+    with pytest.raises(ValueError, match="policy must tell by get_distribution"):
+        trained(PenaltyPPO)
+
+
+class WithCounter(th.optim.Adam):
+    """Keeps something beside what it keeps of each parameter."""
+
+    def step(self, closure: Any = None) -> Any:
+        self.state["n_steps"] = self.state.get("n_steps", 0) + 1
+        return super().step(closure)
+
+
+class WithHistory(th.optim.Adam):
+    """Keeps lists."""
+
+    def step(self, closure: Any = None) -> Any:
+        result = super().step(closure)
+        for parameter, state in self.state.items():
+            if parameter.grad is not None:
+                state["last"] = [*state.get("last", [])[-1:], parameter.grad.clone()]
+        return result
+
+
+@each_algorithm
+@pytest.mark.parametrize("optimizer", [WithCounter, WithHistory])
+def test_an_optimiser_may_keep_what_it_likes(algorithm: type[Any], optimizer: type[Any], tmp_path: Any) -> None:
+    kwargs = {"policy_kwargs": {"net_arch": [8], "optimizer_class": optimizer}}
+    model = make_model(algorithm, "CartPole-v1", **kwargs)
+    model.learn(3 * model.n_steps * model.n_envs)
+    model.save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model", env=model.env)
+    assert fingerprint(loaded.policy, with_optimizer=True) == fingerprint(model.policy, with_optimizer=True)
+    if hasattr(model, "judge"):
+        assert_same(loaded.judge.state_dict(), model.judge.state_dict())
+        if algorithm is AdaptivePPO:
+            assert_same(loaded.judge.pending.before.optimizer, model.judge.pending.before.optimizer)
+
+
+def test_moments_in_lists_are_of_the_policy_that_a_step_left() -> None:
+    model = make_model(AdaptivePPO, "CartPole-v1", policy_kwargs={"net_arch": [8], "optimizer_class": WithHistory})
+    model.learn(model.n_steps * model.n_envs)
+    state = model.policy.optimizer.state[model.policy.value_net.weight]
+    state["last"][0] += 1.0
+    model.learn(model.n_steps * model.n_envs, reset_num_timesteps=False)
+    assert model.judge.state.n_judged == 0
+
+
+class Inverted(BaseCallback):
+    """Rewards the other action, by another method of the buffer that there is."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        self.method = method
+
+    def _on_training_start(self) -> None:
+        buffer = self.model.rollout_buffer  # type: ignore[attr-defined]
+        stock = getattr(buffer, self.method)
+
+        def get(batch_size: int) -> Any:
+            for samples in stock(batch_size):
+                yield samples._replace(advantages=-samples.advantages)
+
+        def get_samples(*arguments: Any) -> Any:
+            samples = stock(*arguments)
+            return samples._replace(advantages=-samples.advantages)
+
+        setattr(buffer, self.method, get if self.method == "get" else get_samples)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+@each_algorithm
+@pytest.mark.parametrize("method", ["get", "_get_samples"])
+def test_a_method_of_the_buffer_may_be_replaced(algorithm: type[Any], method: str) -> None:
+    model = bandit_model(algorithm, Bandit(0.0, 1.0))
+    model.learn(20 * UPDATE, callback=Inverted(method))
+    assert probability(model, 0) > 0.9
+
+
+class FartherAndFarther(BaseCallback):
+    """Another discount factor for each rollout."""
+
+    def _on_rollout_start(self) -> None:
+        model: Any = self.model
+        model.gamma = model.rollout_buffer.gamma = 1.0 - 0.9 * (1.0 - model.gamma)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("algorithm", [AdaptiveTRPO, AdaptivePPO])
+def test_steps_are_judged_while_the_discount_factor_changes(algorithm: type[Any]) -> None:
+    model = make_model(algorithm, "CartPole-v1", gamma=0.9)
+    model.learn(4 * model.n_steps * model.n_envs, callback=FartherAndFarther())
+    assert model.judge.state.n_judged == 3
