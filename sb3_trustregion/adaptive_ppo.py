@@ -213,15 +213,16 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
             return self._refuse(verdict, self.recorder.last_fault or "no advantage is finite")
         unit = unit_of_advantages(rollout, self.rollout_buffer)
         replace_faulty_samples(self.rollout_buffer, rollout.faulty)
-        policy, actor = uncompiled(self.policy), self._find_actor(batch)
-        if not actor.names:  # the user has frozen all that acts, or nobody knows what does
-            super().train()
-            return log_update(self, StepStatus.INVALID, verdict)
-        surrogate = self._surrogate(batch.centred(scale=False), actor)  # step 1
-        share = self._reliability(surrogate)
+        policy, actor = uncompiled(self.policy), _find_actor(self.policy, batch)
         before = Snapshot.of(policy)
         assert callable(self.clip_range)
         clip_range = self.clip_range(self._current_progress_remaining) * verdict.radius
+        if not actor.names:
+            return self._update_unjudged(verdict, before, clip_range)
+        surrogate = Surrogate(
+            policy, actor, batch.centred(scale=False), CG_DAMPING, FISHER_SUB_SAMPLING_FACTOR
+        )  # step 1
+        share = _reliability(surrogate)
         fault = self._run_epochs(clip_range)  # steps 2-3
         evaluation = surrogate.at(actor.flatten(policy))
         if not evaluation.is_finite or before.is_spoiled(policy):
@@ -237,15 +238,15 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         found = of_evaluation(surrogate, evaluation, linear_gain) | {"reliability": share}
         log_update(self, StepStatus.ACCEPTED, verdict, **found)
 
-    def _find_actor(self, batch: Batch) -> ParameterVector:
-        if tells_what_acts(self.policy, batch):
-            return find_actor(self.policy, batch)
-        message = "the policy's get_distribution is not what evaluate_actions evaluates: ε stays, as in stock PPO"
-        warnings.warn(message, stacklevel=3)
-        return NOBODY
-
-    def _surrogate(self, batch: Batch, actor: ParameterVector) -> Surrogate:
-        return Surrogate(self.policy, actor, batch, CG_DAMPING, FISHER_SUB_SAMPLING_FACTOR)
+    def _update_unjudged(self, verdict: Verdict, before: Snapshot, clip_range: float) -> None:
+        """PPO alone: the user has frozen all that acts, or the policy does not tell what does."""
+        fault = self._run_epochs(clip_range)
+        if before.is_spoiled(uncompiled(self.policy)):
+            before.restore(uncompiled(self.policy), with_statistics=True)
+            return self._refuse(verdict, "the update left the finite numbers")
+        if fault is not None:
+            raise fault
+        log_update(self, StepStatus.INVALID, verdict)
 
     def _run_epochs(self, clip_range: float) -> ValueError | None:
         """
@@ -266,14 +267,24 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
             self.policy.set_training_mode(False)
         return None
 
-    def _reliability(self, surrogate: Surrogate) -> float:
-        """Share of the gain that holds on data that the update is not fitted to: the natural gradient's."""
-        product, gradient, noise = surrogate.fisher_product, surrogate.gradient, surrogate.noise_gradient
-        solution = conjugate_gradient(product, gradient, CG_MAX_STEPS, CG_RESIDUAL_TOL)
-        noise_solution = conjugate_gradient(product, noise, CG_MAX_STEPS, CG_RESIDUAL_TOL)
-        return reliability(surrogate, solution, noise_solution)
-
     def _refuse(self, verdict: Verdict, reason: str) -> None:
         """No update is made."""
         log_update(self, StepStatus.INVALID, verdict)
         refuse(self, reason, lasting=True)
+
+
+def _find_actor(policy: ActorCriticPolicy, batch: Batch) -> ParameterVector:
+    """Which parameters act; nobody where the policy does not tell by what it acts."""
+    if tells_what_acts(policy, batch):
+        return find_actor(policy, batch)
+    message = "the policy's get_distribution is not what evaluate_actions evaluates: ε stays, as in stock PPO"
+    warnings.warn(message, stacklevel=3)
+    return NOBODY
+
+
+def _reliability(surrogate: Surrogate) -> float:
+    """Share of the gain that holds on data that the update is not fitted to: the natural gradient's."""
+    product, gradient, noise = surrogate.fisher_product, surrogate.gradient, surrogate.noise_gradient
+    solution = conjugate_gradient(product, gradient, CG_MAX_STEPS, CG_RESIDUAL_TOL)
+    noise_solution = conjugate_gradient(product, noise, CG_MAX_STEPS, CG_RESIDUAL_TOL)
+    return reliability(surrogate, solution, noise_solution)
