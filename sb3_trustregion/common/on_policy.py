@@ -245,4 +245,4 @@ def tells_what_acts(policy: ActorCriticPolicy, batch: Batch) -> bool:
             told = policy.get_distribution(few.observations).log_prob(few.actions)
         except NotImplementedError:
             return False
-    return bool(th.isclose(told, evaluated, rtol=1e-2, atol=1e-2, equal_nan=True).all())
+    return bool(th.isclose(told.flatten(), evaluated.flatten(), rtol=1e-2, atol=1e-2, equal_nan=True).all())
