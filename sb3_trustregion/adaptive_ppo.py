@@ -224,8 +224,9 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         )  # step 1
         share = _reliability(surrogate)
         fault = self._run_epochs(clip_range)  # steps 2-3
+        spoiled = before.undoes_what_is_spoiled(policy)
         evaluation = surrogate.at(actor.flatten(policy))
-        if not evaluation.is_finite or before.is_spoiled(policy):
+        if spoiled or not evaluation.is_finite:
             before.restore(policy, with_statistics=True)
             self.judge.shrink()
             return self._refuse(verdict, "the update left the finite numbers")
@@ -241,8 +242,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
     def _update_unjudged(self, verdict: Verdict, before: Snapshot, clip_range: float) -> None:
         """PPO alone: the user has frozen all that acts, or the policy does not tell what does."""
         fault = self._run_epochs(clip_range)
-        if before.is_spoiled(uncompiled(self.policy)):
-            before.restore(uncompiled(self.policy), with_statistics=True)
+        if before.undoes_what_is_spoiled(uncompiled(self.policy)):
             return self._refuse(verdict, "the update left the finite numbers")
         if fault is not None:
             raise fault
@@ -264,7 +264,6 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
             return error
         finally:
             self.clip_range = schedule
-            self.policy.set_training_mode(False)
         return None
 
     def _refuse(self, verdict: Verdict, reason: str) -> None:

@@ -23,7 +23,7 @@ from sb3_trustregion.common.on_policy import (
 from sb3_trustregion.common.update_log import log_update, of_policy
 from sb3_trustregion.common.validation import check_number, settle, settle_ppo, sizes_of_ppo
 from sb3_trustregion.core.batch import take
-from sb3_trustregion.core.distributions import Parameters, dimensions
+from sb3_trustregion.core.distributions import Parameters
 from sb3_trustregion.core.functional import uncompiled
 from sb3_trustregion.core.line_search import StepStatus
 from sb3_trustregion.core.penalty import LARGEST_WEIGHT, LEAST_WEIGHT, adapted, loss_terms, mean_kl, outputs_of
@@ -163,10 +163,12 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
             raise ValueError("policy must tell by get_distribution what its evaluate_actions evaluates, for the KL")
         policy, actor = uncompiled(self.policy), find_actor(self.policy, batch)
         samples, _ = samples_of(self.rollout_buffer)
-        before, old = Snapshot.of(policy), outputs_of(policy, samples.observations)
-        losses, fault = self._run_epochs(samples, old)
-        ratio = self._ratio(mean_kl(policy, samples.observations, old), old)
-        if not math.isfinite(ratio) or before.is_spoiled(policy):
+        before, (old, n_dimensions) = Snapshot.of(policy), outputs_of(policy, samples.observations)
+        target = n_dimensions * self.target_kl
+        losses, fault = self._run_epochs(samples, old, target)
+        spoiled = before.undoes_what_is_spoiled(policy)
+        ratio = mean_kl(policy, samples.observations, old).item() / target
+        if spoiled or not math.isfinite(ratio):
             before.restore(policy, with_statistics=True)
             return self._refuse("the update left the finite numbers", math.inf)
         if fault is not None:
@@ -178,10 +180,13 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
             accept(self)
             self.penalty = adapted(self.penalty, ratio, self.kl_tolerance, self.kl_coef_factor)
 
-    def _run_epochs(self, samples: RolloutBufferSamples, old: Parameters) -> tuple[dict[str, float], ValueError | None]:
+    def _run_epochs(
+        self, samples: RolloutBufferSamples, old: Parameters, target: float
+    ) -> tuple[dict[str, float], ValueError | None]:
         """
         :param samples: all of the rollout
         :param old: parameters of their action distributions
+        :param target: of the joint KL
         :return: mean losses by name; what ``torch.distributions`` raises where parameters are not finite any more
         """
         clip_range_vf = self.clip_range_vf(self._current_progress_remaining) if callable(self.clip_range_vf) else None
@@ -197,7 +202,7 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
                 loss = terms.policy + self.ent_coef * terms.entropy + self.vf_coef * terms.value
                 loss = loss + self.penalty * terms.kl
                 losses.append(th.stack([loss.float(), terms.policy, terms.value, terms.entropy]).detach())
-                if self.early_stop is not None and self._ratio(terms.kl, old) > self.early_stop:
+                if self.early_stop is not None and terms.kl.item() > self.early_stop * target:
                     break
                 self.policy.optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -205,8 +210,6 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
                 self.policy.optimizer.step()
         except ValueError as error:
             fault = error
-        finally:
-            self.policy.set_training_mode(False)
         means = th.stack(losses).mean(dim=0).tolist() if losses else []
         return dict(zip(LOSSES, means, strict=False)), fault
 
@@ -216,10 +219,6 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
             self._n_updates += 1
             order = np.random.permutation(n_samples)  # noqa: NPY002
             yield from th.split(th.as_tensor(order, device=self.device), self.batch_size)
-
-    def _ratio(self, kl: th.Tensor, old: Parameters) -> float:
-        """A joint KL over ``target_kl``."""
-        return kl.item() / (dimensions(self.policy.action_dist, old) * self.target_kl)
 
     def _refuse(self, reason: str, ratio: float = 1.0) -> None:
         """No update is made."""

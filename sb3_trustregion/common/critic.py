@@ -32,19 +32,19 @@ def fit_critic(
     orders = [th.randperm(batch.n_samples).to(batch.returns.device) for _ in range(n_passes)]
     mini_batches = [index for order in orders for index in th.split(order, int(batch_size))]
     losses = [_descend(policy, critic, batch, index) for index in mini_batches]
-    policy.set_training_mode(False)
     mean_loss = float(th.stack(losses).mean())
     # Adam's second moment overflows first: infinite, it would hold the critic still for good.
     moments = [value for p in critic for value in state.get(p, {}).values() if isinstance(value, th.Tensor)]
-    if np.isfinite(mean_loss) and all(bool(th.isfinite(value).all()) for value in (*critic, *moments)):
-        return mean_loss
-    warnings.warn("the critic's fit left the finite numbers and was undone", stacklevel=3)
-    with th.no_grad():
-        for parameter, value, moments_before in zip(critic, before, state_before, strict=True):
-            parameter.copy_(value)
-            if parameter in state:
-                state[parameter] = moments_before
-    return float("nan")
+    if not np.isfinite(mean_loss) or not all(bool(th.isfinite(value).all()) for value in (*critic, *moments)):
+        warnings.warn("the critic's fit left the finite numbers and was undone", stacklevel=3)
+        mean_loss = float("nan")
+        with th.no_grad():
+            for parameter, value, moments_before in zip(critic, before, state_before, strict=True):
+                parameter.copy_(value)
+                if parameter in state:
+                    state[parameter] = moments_before
+    policy.set_training_mode(False)  # which may fold parameters into frozen ones
+    return mean_loss
 
 
 def _descend(policy: ActorCriticPolicy, critic: list[th.nn.Parameter], batch: Batch, index: th.Tensor) -> th.Tensor:

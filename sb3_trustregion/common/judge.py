@@ -30,7 +30,7 @@ from sb3_trustregion.core.improvement import (
     per_step,
     performance,
 )
-from sb3_trustregion.core.parameters import fingerprint, restore, snapshot, tensors_of
+from sb3_trustregion.core.parameters import fingerprint, folded_into, restore, snapshot, tensors_of
 from sb3_trustregion.core.radius import RadiusRule, TrustRegionState, restarted, shrink_radius, update_radius
 from sb3_trustregion.core.surrogate import LEAST_EFFECTIVE_SHARE, effective_share
 
@@ -67,7 +67,7 @@ class Snapshot(NamedTuple):
         policy = uncompiled(policy)
         tensors = snapshot(policy)
         trainable = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
-        names = trainable if undone is None else set(undone)
+        names = (trainable if undone is None else set(undone)) | folded_into(policy)
         optimizer = copy.deepcopy(policy.optimizer.state_dict().get("state", {})) if undone is None else None
         return cls(
             undone={name: tensor for name, tensor in tensors.items() if name in names},
@@ -94,10 +94,20 @@ class Snapshot(NamedTuple):
 
         return self._replace(undone=moved(self.undone), kept=moved(self.kept))
 
-    def is_spoiled(self, policy: ActorCriticPolicy) -> bool:
-        """Whether the update has led something out of the finite numbers; a buffer of the user's may hold infinity."""
+    def undoes_what_is_spoiled(self, policy: ActorCriticPolicy) -> bool:
+        """
+        End an update, in evaluation mode, unless it has led something out of the finite numbers: then it is undone.
+
+        First, as that mode may fold parameters into frozen ones. A buffer of the user's may hold infinity.
+
+        :return: whether it is undone
+        """
         sound = {name for name, tensor in self.tensors.items() if bool(th.isfinite(tensor).all())}
-        return not all(bool(th.isfinite(now).all()) for name, now in tensors_of(policy).items() if name in sound)
+        spoiled = not all(bool(th.isfinite(now).all()) for name, now in tensors_of(policy).items() if name in sound)
+        if spoiled:
+            self.restore(policy, with_statistics=True)
+        policy.set_training_mode(False)
+        return spoiled
 
     def restore(self, policy: ActorCriticPolicy, with_statistics: bool = False) -> None:
         """
@@ -212,7 +222,6 @@ class Judge:
         self.state = self.decide(measured)
         if self.state.rolled_back:
             pending.before.restore(policy)
-            policy.set_training_mode(False)  # as it will be met again
             # The policy is what it was: only the critic of that time is still needed, where it has been fitted since.
             restored = pending.before._replace(undone={}, joint=False, optimizer=None)
             left = fingerprint(policy)
@@ -232,7 +241,6 @@ class Judge:
         :param unit: rewards for each unit of the advantages that the promise is made of
         """
         policy = uncompiled(policy)
-        policy.set_training_mode(False)  # as it will be met again
         if self.estimator == "surrogate":
             linear = promise._replace(gain=promise.linear_gain, reliability=1.0)
             self.state = self.decide(self.perceive(Improvement(promise.gain, 0.0, linear)))

@@ -24,6 +24,7 @@ LEAST_SAMPLES = 1
 # What ``get()`` flattens in place, environment by environment.
 SCALARS = ("values", "log_probs", "advantages", "returns")
 FLATTENED = ("observations", "actions", *SCALARS)
+OF_STOCK = RolloutBuffer.get, DictRolloutBuffer.get
 # What ``get()`` may write to in place.
 CONTAINERS: tuple[type[Any], ...] = (np.ndarray, th.Tensor, dict, list, set, deque)
 # What ``get()`` notes of having been called.
@@ -195,18 +196,20 @@ def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
     :return: the samples; whether they are environment by environment in the order of time
     """
     own, view = vars(buffer), copy.copy(buffer)
-    if type(buffer).get not in (RolloutBuffer.get, DictRolloutBuffer.get) or {"get", "_get_samples"} & own.keys():
-        held = dict(own)
+    replaced = {"get", "_get_samples"} & own.keys()
+    if type(buffer).get not in OF_STOCK or replaced:
+        asked, held = buffer if replaced else view, dict(own)
         # Copies: who writes in place there must not do so twice.
-        own.update(copy.deepcopy({name: value for name, value in held.items() if isinstance(value, CONTAINERS)}))
+        arrays = {name: value for name, value in held.items() if isinstance(value, CONTAINERS)}
+        vars(asked).update(copy.deepcopy(arrays))
         random_state = np.random.get_state()  # noqa: NPY002
         try:
             with th.random.fork_rng(devices=[]):
-                parts = list(buffer.get(buffer.buffer_size * buffer.n_envs))  # None is not known to each
+                parts = list(asked.get(buffer.buffer_size * buffer.n_envs))  # None is not known to each
         finally:
             np.random.set_state(random_state)  # noqa: NPY002
             # No flags: that something has been made ready was true of the copies. Its own counters go on.
-            numbers = {name: value for name, value in own.items() if type(value) in (int, float)}
+            numbers = {name: value for name, value in vars(asked).items() if type(value) in (int, float)}
             own.clear()
             own.update(held | {name: value for name, value in numbers.items() if name not in OF_GET})
         return (parts[0] if len(parts) == 1 else type(parts[0])(*map(_joined, zip(*parts, strict=True)))), False

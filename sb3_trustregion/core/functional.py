@@ -82,10 +82,17 @@ def unfold(policy: ActorCriticPolicy) -> None:
     Everything else stays as the policy acts: dropout, and statistics of the data.
     """
     for module in policy.modules():
-        if type(module).train is not nn.Module.train and not module.training:
+        if has_ways_of_training(module) and not module.training:
+            modes = {part: part.training for part in module.modules()}
             module.train(True)
-            for part in module.modules():
-                part.training = type(part).train is not nn.Module.train
+            for part, mode in modes.items():
+                if not has_ways_of_training(part):
+                    part.training = mode
+
+
+def has_ways_of_training(module: nn.Module) -> bool:
+    """Whether a module overrides ``train``."""
+    return type(module).train is not nn.Module.train
 
 
 def tensor_sites(module: nn.Module) -> dict[str, list[str]]:

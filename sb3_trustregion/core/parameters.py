@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trustregion.core.batch import take
 from sb3_trustregion.core.distributions import Observations, distribution_parameters, preserved_distribution
-from sb3_trustregion.core.functional import unfold
+from sb3_trustregion.core.functional import has_ways_of_training, unfold
 from sb3_trustregion.core.jacobian import differentiable_twice
 
 # SB3's name of what is the critic's even where logits depend on it, as in sb3-contrib.
@@ -113,8 +113,17 @@ def critic_parameters(policy: ActorCriticPolicy, actor: ParameterVector) -> list
 
 def snapshot(policy: ActorCriticPolicy) -> dict[str, th.Tensor]:
     """A copy of what an update may change: trainable parameters and buffers, shared ones once."""
-    parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+    unfold(policy)
+    folded = folded_into(policy)
+    parameters = {name: p for name, p in policy.named_parameters() if p.requires_grad or name in folded}
     return {name: tensor.detach().clone() for name, tensor in {**parameters, **dict(policy.named_buffers())}.items()}
+
+
+def folded_into(policy: ActorCriticPolicy) -> set[str]:
+    """Frozen parameters that others may be folded into, and out of again: the same but for rounding."""
+    folding = (module for module in policy.modules() if has_ways_of_training(module))
+    held = {id(p) for module in folding for p in module.parameters(recurse=False) if not p.requires_grad}
+    return {name for name, p in policy.named_parameters() if id(p) in held}
 
 
 def tensors_of(policy: ActorCriticPolicy) -> dict[str, th.Tensor]:
@@ -136,12 +145,14 @@ def fingerprint(policy: ActorCriticPolicy, with_optimizer: bool = False) -> str:
     Of all parameters and of which are trainable, with the optimiser's state or without: another one after any change,
     by whatever road.
     """
+    folded = folded_into(policy)
     digest = hashlib.blake2b(digest_size=16)
     for name, _ in policy.named_buffers():  # known by name; their values may follow the data
         digest.update(name.encode())
     for name, parameter in policy.named_parameters():
         digest.update(f"{name} {'trainable' if parameter.requires_grad else 'frozen'}".encode())
-        digest.update(_bytes_of(parameter))
+        if name not in folded:
+            digest.update(_bytes_of(parameter))
     if with_optimizer:
         digest.update(type(policy.optimizer).__name__.encode())
         for key, state in policy.optimizer.state_dict().get("state", {}).items():

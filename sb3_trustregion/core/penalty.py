@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from sb3_trustregion.core.distributions import (
     Observations,
     Parameters,
+    dimensions,
     distribution_parameters,
     kl_divergence,
     preserved_distribution,
@@ -79,15 +80,17 @@ def loss_terms(
 
 
 @th.no_grad()
-def outputs_of(policy: ActorCriticPolicy, observations: Observations) -> Parameters:
+def outputs_of(policy: ActorCriticPolicy, observations: Observations) -> tuple[Parameters, int]:
     """
     :param policy: the policy
     :param observations: n observations
-    :return: parameters of the action distributions, batch first
+    :return: parameters of the action distributions, batch first; over how many dimensions their KL is averaged
     """
     policy = uncompiled(policy)
     with preserved_distribution(policy):
-        return distribution_parameters(policy.get_distribution(observations))
+        distribution = policy.get_distribution(observations)
+        parameters = distribution_parameters(distribution)
+        return parameters, dimensions(distribution, parameters)
 
 
 @th.no_grad()

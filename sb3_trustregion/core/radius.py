@@ -13,10 +13,10 @@ steps, each step weighed by its own standard error, so what is known of other le
 most where half of its promise is kept, and three quarters of that where three quarters or one quarter is kept: the
 thresholds of the textbook. Shorter than the one and longer than the other a step is not to be, where θ is known so
 well; in between one step cannot tell what is best for the training to come, and practice decides. What a single step
-promises on fresh data is mostly noise, hence a promise
-is what the step gained on its own batch times the reliability of such gains over the window. That a ratio under noise
-must be relaxed by the noise is Sun & Nocedal 2022 (arXiv 2201.00973); actual against predicted is Conn, Gould & Toint
-2000, ch. 6; that a greedy choice of the step is too short is Wu et al. 2018 (arXiv 1803.02021).
+promises on fresh data is mostly noise, hence a promise is what the step gained on its own batch times the reliability
+of such gains over the window. That a ratio under noise must be relaxed by the noise is Sun & Nocedal 2022 (arXiv
+2201.00973); actual against predicted is Conn, Gould & Toint 2000, ch. 6; that a greedy choice of the step is too
+short is Wu et al. 2018 (arXiv 1803.02021).
 """
 
 import math

@@ -2,13 +2,16 @@
 
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import torch as th
 from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.distributions import BernoulliDistribution, Distribution
+from stable_baselines3.common.distributions import BernoulliDistribution, CategoricalDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO, PenaltyPPO
 from sb3_trustregion.common.judge import Judge
@@ -16,7 +19,7 @@ from sb3_trustregion.core.functional import unfold
 from sb3_trustregion.core.improvement import Estimate, Improvement
 from sb3_trustregion.core.parameters import fingerprint
 from tests.cases.tasks import UPDATE, Bandit, bandit_model, probability
-from tests.helpers import ALGORITHMS, assert_same, make_model, state_of
+from tests.helpers import ALGORITHMS, assert_same, make_model, state_of, train
 
 each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
@@ -97,8 +100,76 @@ def test_a_roll_back_leaves_what_they_are_folded_into_alone(algorithm: type[Any]
     weight, up = unfolded(model).weight.clone(), unfolded(model).up.clone()
     model.learn(4 * model.n_steps * model.n_envs)
     assert model.judge.state.n_rollbacks == 2
-    th.testing.assert_close(unfolded(model).weight, weight)
+    assert th.equal(unfolded(model).weight, weight)
     assert th.equal(unfolded(model).up, up)
+
+
+@each_algorithm
+def test_a_policy_that_folds_parameters_away_is_saved_as_it_is(algorithm: type[Any], tmp_path: Any) -> None:
+    model = make_model(algorithm, policy_kwargs=ADAPTED)
+    model.learn(3 * model.n_steps * model.n_envs)
+    model.save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model")
+    assert_same(unfolded(loaded).state_dict(), unfolded(model).state_dict())
+
+
+@each_algorithm
+@pytest.mark.filterwarnings("ignore:the critic's fit left the finite numbers")
+def test_an_update_that_is_spoiled_spoils_nothing_that_is_frozen(algorithm: type[Any]) -> None:
+    model = make_model(algorithm, policy_kwargs=ADAPTED)
+    model.learn(model.n_steps * model.n_envs)
+    weight = unfolded(model).weight.clone()
+    model.lr_schedule = lambda _: 1e38
+    model.learn(model.n_steps * model.n_envs, reset_num_timesteps=False)
+    th.testing.assert_close(unfolded(model).weight, weight)
+
+
+class Fixed(th.nn.BatchNorm1d):
+    """Its statistics stay what they are."""
+
+    def train(self, mode: bool = True) -> "Fixed":
+        return super().train(False)
+
+
+class AlwaysOn(th.nn.Module):
+    """Dropout that acts in evaluation too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = th.nn.Dropout(0.1)
+        self.modes: set[bool] = set()
+
+    def train(self, mode: bool = True) -> "AlwaysOn":
+        super().train(mode)
+        self.drop.train(True)
+        return self
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        self.modes.add(self.drop.training)
+        return self.drop(x)  # type: ignore[no-any-return]
+
+
+class Partly(BaseFeaturesExtractor):
+    """Layers that see to their mode themselves."""
+
+    def __init__(self, observation_space: Any) -> None:
+        size = observation_space.shape[0]
+        super().__init__(observation_space, size)
+        self.norm, self.drop = Fixed(size), AlwaysOn()
+        self.drop.train()
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.drop(self.norm(observations))  # type: ignore[no-any-return]
+
+
+@each_algorithm
+def test_layers_that_see_to_their_mode_themselves_are_let_be(algorithm: type[Any]) -> None:
+    env = DummyVecEnv([lambda: gym.make("CartPole-v1")])
+    model = make_model(algorithm, env, policy_kwargs={"features_extractor_class": Partly})
+    model.learn(4 * model.n_steps)
+    extractor = model.policy.features_extractor
+    assert not extractor.norm.running_mean.any()
+    assert extractor.drop.modes == {True}
 
 
 class OnOrOff(ActorCriticPolicy):
@@ -119,6 +190,40 @@ def test_a_policy_may_have_another_distribution_than_its_space_asks_for(algorith
     model.learn(3 * model.n_steps * model.n_envs)
     assert not th.equal(model.policy.action_net.weight, before["action_net.weight"])
     assert not hasattr(model, "judge") or model.judge.state.n_judged >= 1
+
+
+class Bins(ActorCriticPolicy):
+    """Eleven values of one action, beside the Gaussian that SB3 has made for it."""
+
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.value = CategoricalDistribution(11)
+        self.bins = th.nn.Linear(8, 11)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Distribution:
+        return self.value.proba_distribution(self.bins(latent_pi))
+
+    def forward(self, obs: Any, deterministic: bool = False) -> Any:
+        actions, values, log_probs = super().forward(obs, deterministic)
+        return actions.reshape(-1, 1), values, log_probs
+
+    def evaluate_actions(self, obs: Any, actions: th.Tensor) -> Any:
+        return super().evaluate_actions(obs, actions.flatten())
+
+    def get_distribution(self, obs: Any) -> Distribution:
+        distribution = super().get_distribution(obs)
+        stock = distribution.log_prob
+        distribution.log_prob = lambda actions: stock(actions.flatten())  # type: ignore[method-assign]
+        return distribution
+
+
+def test_the_kl_is_averaged_over_the_dimensions_of_what_acts() -> None:
+    space = gym.spaces.Box(0.0, 10.0, (1,))
+    env = DummyVecEnv([lambda: gym.wrappers.TransformAction(gym.make("Pendulum-v1"), lambda a: a / 5.0 - 1.0, space)])
+    model = make_model(PenaltyPPO, env, Bins)
+    (update,) = train(model, 1)
+    assert update.logged["train/kl_divergence"] == pytest.approx(update.kl, rel=1e-3)
 
 
 class Second(ActorCriticPolicy):
@@ -159,6 +264,26 @@ def test_what_a_policy_does_not_tell_is_not_judged_but_trained_as_by_stock(polic
     assert ours.judge.state.n_judged == 0
     with pytest.raises(ValueError, match="policy must tell by get_distribution"):
         trained(PenaltyPPO)
+
+
+class Particular(ActorCriticPolicy):
+    """Evaluates actions in its own way: with gradients, random numbers and double precision."""
+
+    def evaluate_actions(self, obs: Any, actions: th.Tensor) -> Any:
+        values, log_probs, entropy = super().evaluate_actions(obs.requires_grad_(), actions)
+        th.autograd.grad(log_probs.sum(), obs, retain_graph=True)
+        return values, log_probs.double(), entropy + 0.0 * th.rand(1)
+
+
+def test_a_policy_may_evaluate_actions_in_its_own_way() -> None:
+    def trained(algorithm: type[Any], **kwargs: Any) -> Any:
+        model = make_model(algorithm, "CartPole-v1", Particular, **kwargs)
+        return model.learn(3 * model.n_steps * model.n_envs)
+
+    ours = trained(AdaptivePPO, radius_rule="fixed", rollback_z=None)
+    assert ours.judge.state.n_judged >= 1
+    assert_same(state_of(ours.policy), state_of(trained(PPO).policy))
+    trained(PenaltyPPO)
 
 
 class WithCounter(th.optim.Adam):
@@ -233,7 +358,7 @@ class Inverted(BaseCallback):
 @pytest.mark.parametrize("method", ["get", "_get_samples"])
 def test_a_method_of_the_buffer_may_be_replaced(algorithm: type[Any], method: str) -> None:
     model = bandit_model(algorithm, Bandit(0.0, 1.0))
-    model.learn(20 * UPDATE, callback=Inverted(method))
+    model.learn(5 * UPDATE, callback=Inverted(method))
     assert probability(model, 0) > 0.9
 
 
@@ -253,3 +378,16 @@ def test_steps_are_judged_while_the_discount_factor_changes(algorithm: type[Any]
     model = make_model(algorithm, "CartPole-v1", gamma=0.9)
     model.learn(4 * model.n_steps * model.n_envs, callback=FartherAndFarther())
     assert model.judge.state.n_judged == 3
+
+
+def test_a_method_of_sb3_may_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    stock = RolloutBuffer.get
+
+    def get(buffer: RolloutBuffer, batch_size: int | None = None) -> Any:
+        for samples in stock(buffer, batch_size):
+            yield samples._replace(advantages=-samples.advantages)
+
+    monkeypatch.setattr(RolloutBuffer, "get", get)
+    model = bandit_model(AdaptiveTRPO, Bandit(0.0, 1.0))
+    model.learn(5 * UPDATE)
+    assert probability(model, 0) > 0.9
