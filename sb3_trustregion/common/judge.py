@@ -6,6 +6,7 @@ keeps it, and tells the next radius. The judge knows a policy and rollouts, no e
 """
 
 import copy
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, get_type_hints
 
@@ -37,6 +38,8 @@ from sb3_trustregion.core.surrogate import LEAST_EFFECTIVE_SHARE, effective_shar
 ESTIMATORS = ("rollout", "episodes", "surrogate")
 # A roll-back helped where it brought back at least this share of what had been lost.
 REGAINED = 0.5
+# From so many steps in a row that could not be judged on, the user is told.
+WARN_AFTER = 10
 # Both rollouts are brought to one unit of reward; where it has changed by more than this, the critic's is another too.
 LARGEST_DRIFT = 2.0
 
@@ -189,6 +192,7 @@ class Judge:
         self.state = TrustRegionState(radius=start, given=given)
         self.pending: PendingStep | None = None
         self.rejected: Rejected | None = None
+        self.n_unjudged_in_a_row = 0
 
     def configure(self, rule: RadiusRule, start: float, given: float, estimator: str) -> None:
         """Heed what the user has set since the last update; arguments as in the constructor."""
@@ -212,9 +216,9 @@ class Judge:
         policy = uncompiled(policy)
         rejected, self.rejected = self.rejected, None
         pending, self.pending = self.pending, None
-        if rejected is not None and is_comparable(rollout, rejected.step, policy):
+        if rejected is not None and not obstacle(rollout, rejected.step, policy):
             self._review_roll_back(rollout, rejected, policy)
-        if pending is None or not is_comparable(rollout, pending, policy):
+        if pending is None or self._is_hindered(obstacle(rollout, pending, policy)):
             self.state = self.decide(None)
             return Verdict(self.state)
         before, (after, measured) = self.state, self._measure(rollout, pending, policy)
@@ -295,6 +299,13 @@ class Judge:
             fared = Estimate(**numbers(rejected, "performance", get_type_hints(Estimate)))
             self.rejected = Rejected(pending_step(part(rejected, "step")), fared, before)
 
+    def _is_hindered(self, reason: str) -> bool:
+        """Whether there is a reason not to judge; where that goes on the user is told."""
+        self.n_unjudged_in_a_row = self.n_unjudged_in_a_row + 1 if reason else 0
+        if self.n_unjudged_in_a_row == WARN_AFTER:
+            warnings.warn(f"{WARN_AFTER} steps in a row were judged by nobody, now because {reason}", stacklevel=3)
+        return bool(reason)
+
     def _measure(self, rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> tuple[Estimate, Improvement]:
         """Step 4: how the policy fares after a step by the critic before it, and what the step brought."""
         if self.estimator == "episodes":
@@ -353,12 +364,20 @@ def make_judge(model: Any, start: float, given: float) -> Judge:
     return judge_class(rule_of(model), start, given, model.improvement_estimator, **(model.judge_kwargs or {}))
 
 
-def is_comparable(rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> bool:
-    """Whether a policy is what a step left behind, and its rollout differs from the one before by that alone."""
-    unit_holds = max(rollout.scales[-1] / step.scale, step.scale / rollout.scales[-1]) <= LARGEST_DRIFT
+def obstacle(rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> str:
+    """
+    Why a step cannot be judged: its policy and rollout must differ from those before by that step alone.
+
+    :return: nothing where it can
+    """
+    if not rollout.is_recorded:
+        return "the buffer holds what was not collected by collect_rollouts, one sample a step"
     # After a reset episodes are in another phase; not if that was so before.
-    phase_holds = step.started_fresh or not rollout.starts_fresh
-    return rollout.is_recorded and unit_holds and phase_holds and fingerprint(policy, step.before.joint) == step.left
+    if rollout.starts_fresh and not step.started_fresh:
+        return "the environment was reset"
+    if max(rollout.scales[-1] / step.scale, step.scale / rollout.scales[-1]) > LARGEST_DRIFT:
+        return "the scale of the rewards has changed"
+    return "" if fingerprint(policy, step.before.joint) == step.left else "the policy has been changed since"
 
 
 @th.no_grad()

@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_trustregion.common.judge import LARGEST_DRIFT, Judge, Snapshot
+from sb3_trustregion.common.judge import LARGEST_DRIFT, WARN_AFTER, Judge, Snapshot
 from sb3_trustregion.common.learning_data import Rollout
 from sb3_trustregion.core.improvement import Improvement, Promise, difference, episode_returns, performance
 from sb3_trustregion.core.parameters import fingerprint
@@ -217,6 +218,23 @@ def test_rewards_are_compared_in_the_unit_of_the_first_rollout(estimator: str) -
     assert measured[0].actual > 0.0
     assert measured[1] is not None
     assert measured[1][:2] == pytest.approx(measured[0][:2], rel=1e-6)
+
+
+def test_the_user_is_told_of_steps_that_nobody_judges() -> None:
+    judge, policy = make_judge(), make_policy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(WARN_AFTER - 1):
+            take_step(judge, policy, make_rollout(policy))
+            descend(policy)
+            judge.review(make_rollout(policy), policy)
+    take_step(judge, policy, make_rollout(policy))
+    descend(policy)
+    with pytest.warns(UserWarning, match="10 steps in a row were judged by nobody, now because the policy has been"):
+        judge.review(make_rollout(policy), policy)
+    take_step(judge, policy, make_rollout(policy))
+    judge.review(make_rollout(policy), policy)
+    assert judge.n_unjudged_in_a_row == 0
 
 
 def test_steps_are_judged_by_the_discount_factor_of_their_time() -> None:
@@ -618,10 +636,12 @@ def test_spoiled_is_what_was_finite_and_is_no_longer(value: float) -> None:
     policy.register_buffer("statistics", th.zeros(2))
     policy.register_buffer("count", th.tensor(1))
     before = Snapshot.of(policy)
-    assert not before.is_spoiled(policy)
+    left = state_of(policy)
+    assert not before.undoes_what_is_spoiled(policy)
     for tensor in (*policy.parameters(), policy.statistics):
         with th.no_grad():
             tensor.view(-1)[-1] = value
-        assert before.is_spoiled(policy)
-        before.restore(policy, with_statistics=True)
-        assert not before.is_spoiled(policy)
+        assert before.undoes_what_is_spoiled(policy)
+        assert_same(state_of(policy), left)
+        assert not before.undoes_what_is_spoiled(policy)
+        assert not policy.training
