@@ -218,7 +218,11 @@ class Judge:
         pending, self.pending = self.pending, None
         if rejected is not None and not obstacle(rollout, rejected.step, policy):
             self._review_roll_back(rollout, rejected, policy)
-        if pending is None or self._is_hindered(obstacle(rollout, pending, policy)):
+        reason = "" if pending is None else obstacle(rollout, pending, policy)
+        self.n_unjudged_in_a_row = self.n_unjudged_in_a_row + 1 if reason else 0
+        if self.n_unjudged_in_a_row == WARN_AFTER:
+            warnings.warn(f"{WARN_AFTER} steps in a row were judged by nobody, now because {reason}", stacklevel=3)
+        if pending is None or reason:
             self.state = self.decide(None)
             return Verdict(self.state)
         before, (after, measured) = self.state, self._measure(rollout, pending, policy)
@@ -298,13 +302,6 @@ class Judge:
             before = TrustRegionState(**numbers(rejected, "state", get_type_hints(TrustRegionState)))
             fared = Estimate(**numbers(rejected, "performance", get_type_hints(Estimate)))
             self.rejected = Rejected(pending_step(part(rejected, "step")), fared, before)
-
-    def _is_hindered(self, reason: str) -> bool:
-        """Whether there is a reason not to judge; where that goes on the user is told."""
-        self.n_unjudged_in_a_row = self.n_unjudged_in_a_row + 1 if reason else 0
-        if self.n_unjudged_in_a_row == WARN_AFTER:
-            warnings.warn(f"{WARN_AFTER} steps in a row were judged by nobody, now because {reason}", stacklevel=3)
-        return bool(reason)
 
     def _measure(self, rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> tuple[Estimate, Improvement]:
         """Step 4: how the policy fares after a step by the critic before it, and what the step brought."""
