@@ -189,3 +189,16 @@ def test_the_parent_is_found_under_a_name_of_its_own() -> None:
     assert report_module._parent(child, [*others, parent]) == parent
     assert report_module._parent(child, others) is None
     assert report_module._parent(ablation, [*others, VARIANTS["adaptive_trpo"]]) == VARIANTS["adaptive_trpo"]
+
+
+def test_those_that_have_all_seeds_are_compared_over_all(tmp_path: Path) -> None:
+    write_results(tmp_path, ["CartPole-v1"], ["trpo-default", "adaptive_trpo"], [1000, 1001, 1002])
+    write_results(tmp_path, ["CartPole-v1"], ["ppo-default"], [1000])
+    assert cli.main(["report", str(tmp_path), "--reps", "20"]) == 0
+    summary = (tmp_path / "report" / "summary.md").read_text()
+    of_three, of_all = summary.split("### Those that have been run with all seeds")
+    assert "Over the seeds that all of these have: 1000." in of_three
+    assert "over 1 task and 3 seeds" in of_all
+    assert "PPO" not in of_all[: of_all.index("better than")]
+    means = pd.read_csv(tmp_path / "report" / "aggregate.csv").set_index("section")
+    assert set(means.loc["stock-all-seeds", "variant"]) == {"TRPO, defaults", "AdaptiveTRPO"}

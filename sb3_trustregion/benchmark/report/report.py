@@ -56,13 +56,9 @@ class Report:
         tuned = select(lambda variant: variant.role == TUNED or (variant.role == STOCK and variant.per_task))
         sections = {"Is it better than stock?": ("stock", main), "With hyperparameters for each task": ("tuned", tuned)}
         for title, (name, variants) in sections.items():
-            ours = [variant for variant in variants if variant.role != STOCK]
-            stock = [variant for variant in variants if variant.role == STOCK]
-            if ours or (variants and name == "stock"):
+            if any(variant.role != STOCK for variant in variants) or (variants and name == "stock"):
                 self.page.add(title, SECTION)
-                block = self._compare(variants, name, [(x.label, y.label) for x in ours for y in stock])
-                self._distributions(block, name)
-                self._curves(variants, name)
+                self._beside_stock(variants, name)
         self._radius()
         self._sensitivity()
         self.page.add("Task by task", SECTION)
@@ -74,7 +70,19 @@ class Report:
         self._cost()
         self._failures()
 
-    def _compare(self, variants: list[Variant], name: str, pairs: list[tuple[str, str]]) -> Block:
+    def _beside_stock(self, variants: list[Variant], name: str) -> None:
+        def pairs_of(those: list[Variant]) -> list[tuple[Variant, Variant]]:
+            return [(x, y) for x in those if x.role != STOCK for y in those if y.role == STOCK]
+
+        block = self._compare(variants, name, pairs_of(variants))
+        complete = [v for v in variants if self.collection.seeds_of(v) == self.collection.seeds]
+        if 1 < len(complete) < len(variants):
+            self.page.add("Those that have been run with all seeds", SUBSECTION)
+            self._compare(complete, f"{name}-all-seeds", pairs_of(complete))
+        self._distributions(block, name)
+        self._curves(variants, name)
+
+    def _compare(self, variants: list[Variant], name: str, pairs: list[tuple[Variant, Variant]]) -> Block:
         """Interquartile means, and which of a pair is better, over all tasks where no run is missing."""
         block = make_block(self.collection, variants, self.references)
         if block.left_out:
@@ -89,7 +97,7 @@ class Report:
             caption = f"Interquartile mean over {size}. Further right is better."
             self.page.picture(f"{name}-intervals", plots.intervals(estimates, list(METRICS.values())), caption)
         if block.tasks and pairs:
-            both = {f"{x}|{y}": [block.final[x], block.final[y]] for x, y in pairs}
+            both = {f"{x.label}|{y.label}": [block.final[x.label], block.final[y.label]] for x, y in pairs}
             found = estimate(both, improvement_probability, self.reps)
             self._keep("improvement", found, name)
             self.page.picture(f"{name}-improvement", plots.improvements(found), IMPROVEMENT.replace("\n", " "))
@@ -132,7 +140,7 @@ class Report:
         for parent in parents:
             self.page.add(parent.label, SUBSECTION)
             children = [ablation for ablation in ablations if parent_of[ablation.name] == parent]
-            pairs = [(parent.label, child.label) for child in children]
+            pairs = [(parent, child) for child in children]
             self._compare([parent, *children], f"radius-{parent.name}", pairs)
             self._curves([parent, *children], f"radius-{parent.name}")
         table = tables.decisions(self.collection)

@@ -96,6 +96,10 @@ class Collection:
         """:return: the variants that are wanted"""
         return [variant for variant in self.variants if wanted(variant)]
 
+    def seeds_of(self, variant: Variant) -> list[int]:
+        """:return: those that it has been run with"""
+        return sorted({seed for _, name, seed in self.runs if name == variant.name})
+
     @property
     def finished(self) -> pd.DataFrame:
         """Rows of the runs that finished."""

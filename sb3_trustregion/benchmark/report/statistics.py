@@ -43,8 +43,8 @@ def make_block(collection: Collection, variants: list[Variant], references: Mapp
     A failed run scores as the random policy does: to leave it out would favour what fails.
     """
     tasks, left_out = [], []
-    of_variant = [{seed for _, name, seed in collection.runs if name == variant.name} for variant in variants]
-    seeds = [seed for seed in collection.seeds if all(seed in its for its in of_variant)] or collection.seeds
+    of_variants = [collection.seeds_of(variant) for variant in variants]
+    seeds = [seed for seed in collection.seeds if all(seed in its for its in of_variants)] or collection.seeds
     for task in collection.tasks:
         missing = [v.name for v in variants if any((task, v.name, s) not in collection.runs for s in seeds)]
         if missing:
