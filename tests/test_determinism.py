@@ -10,7 +10,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
 
-from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
+from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO, adaptive_ppo
 from sb3_trustregion.adaptive_ppo import CG_DAMPING
 from sb3_trustregion.core import surrogate
 from tests.environments import ACTION_SPACES, OBSERVATION_SPACES, toy_vec_env
@@ -100,12 +100,16 @@ def test_adaptive_ppo_with_a_fixed_radius_is_ppo_where_it_measures_on_part_of_th
     assert_same(state_of(ours.policy), state_of(stock.policy))
 
 
-def test_damping_of_adaptive_ppo_is_per_action_dimension() -> None:
-    three = make_model(AdaptivePPO, toy_vec_env(action_space=spaces.Box(-1.0, 1.0, (3,))))
+def test_damping_of_adaptive_ppo_is_per_action_dimension(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
-    original = three._surrogate
-    three._surrogate = lambda *args: seen.append(original(*args).fisher_product.damping) or original(*args)
-    train(three, 1)
+
+    class Seen(surrogate.Surrogate):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            seen.append(self.fisher_product.damping)
+
+    monkeypatch.setattr(adaptive_ppo, "Surrogate", Seen)
+    train(make_model(AdaptivePPO, toy_vec_env(action_space=spaces.Box(-1.0, 1.0, (3,)))), 1)
     assert seen == [pytest.approx(3 * CG_DAMPING)]
 
 
