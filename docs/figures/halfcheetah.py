@@ -18,7 +18,7 @@ VARIANTS = "ppo-default", "trpo-default", "npg", "adaptive_trpo", "adaptive_ppo"
 
 if __name__ == "__main__":
     with Results(HERE.parents[1] / "benchmarks" / "exploratory").reading() as runs:
-        found = collect(runs)
+        found = collect(runs, allow_mixed=True)
     shown = replace(found, curves={key: curve for key, curve in found.curves.items() if key[0] == TASK})
     figure = learning_curves(shown, shown.select(lambda variant: variant.name in VARIANTS))
     figure.savefig(HERE / "halfcheetah.png", dpi=110, bbox_inches="tight")
