@@ -13,12 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from sb3_trustregion.common.guard import accept, refuse
 from sb3_trustregion.common.judge import Judge, Snapshot, Verdict, make_judge, rule_of
 from sb3_trustregion.common.learning_data import LEAST_SAMPLES, make_batch, replace_faulty_samples, unit_of_advantages
-from sb3_trustregion.common.on_policy import (
-    TrustRegionOnPolicyAlgorithm,
-    begin_update,
-    find_actor,
-    tells_what_acts,
-)
+from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, begin_update, find_actor, tells_what_acts
 from sb3_trustregion.common.update_log import log_update, of_evaluation
 from sb3_trustregion.common.validation import (
     as_schedule,
@@ -219,9 +214,8 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         clip_range = self.clip_range(self._current_progress_remaining) * verdict.radius
         if not actor.names:
             return self._update_unjudged(verdict, before, clip_range)
-        surrogate = Surrogate(
-            policy, actor, batch.centred(scale=False), CG_DAMPING, FISHER_SUB_SAMPLING_FACTOR
-        )  # step 1
+        data = batch.centred(scale=False)
+        surrogate = Surrogate(policy, actor, data, CG_DAMPING, FISHER_SUB_SAMPLING_FACTOR)  # step 1
         share = _reliability(surrogate)
         fault = self._run_epochs(clip_range)  # steps 2-3
         spoiled = before.undoes_what_is_spoiled(policy)

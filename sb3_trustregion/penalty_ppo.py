@@ -14,12 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv, RolloutBufferSamples, 
 from sb3_trustregion.common.guard import accept, refuse
 from sb3_trustregion.common.judge import Snapshot
 from sb3_trustregion.common.learning_data import LEAST_SAMPLES, make_batch, replace_faulty_samples, samples_of
-from sb3_trustregion.common.on_policy import (
-    TrustRegionOnPolicyAlgorithm,
-    begin_update,
-    find_actor,
-    tells_what_acts,
-)
+from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, begin_update, find_actor, tells_what_acts
 from sb3_trustregion.common.update_log import log_update, of_policy
 from sb3_trustregion.common.validation import check_number, settle, settle_ppo, sizes_of_ppo
 from sb3_trustregion.core.batch import take

@@ -69,8 +69,8 @@ class Snapshot(NamedTuple):
         """
         policy = uncompiled(policy)
         tensors = snapshot(policy)
-        trainable = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
-        names = (trainable if undone is None else set(undone)) | folded_into(policy)
+        parameters = {name for name, _ in policy.named_parameters()}
+        names = parameters if undone is None else {*undone, *folded_into(policy)}
         optimizer = copy.deepcopy(policy.optimizer.state_dict().get("state", {})) if undone is None else None
         return cls(
             undone={name: tensor for name, tensor in tensors.items() if name in names},

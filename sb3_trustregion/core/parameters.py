@@ -155,9 +155,8 @@ def fingerprint(policy: ActorCriticPolicy, with_optimizer: bool = False) -> str:
             digest.update(_bytes_of(parameter))
     if with_optimizer:
         digest.update(type(policy.optimizer).__name__.encode())
-        for key, state in policy.optimizer.state_dict().get("state", {}).items():
-            for leaf in _leaves([key, state]):
-                digest.update(_bytes_of(leaf) if isinstance(leaf, th.Tensor) else repr(leaf).encode())
+        for leaf in _leaves(policy.optimizer.state_dict().get("state", {})):
+            digest.update(_bytes_of(leaf) if isinstance(leaf, th.Tensor) else repr(leaf).encode())
     return digest.hexdigest()
 
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch.nn import functional as F
@@ -86,11 +87,8 @@ def outputs_of(policy: ActorCriticPolicy, observations: Observations) -> tuple[P
     :param observations: n observations
     :return: parameters of the action distributions, batch first; over how many dimensions their KL is averaged
     """
-    policy = uncompiled(policy)
-    with preserved_distribution(policy):
-        distribution = policy.get_distribution(observations)
-        parameters = distribution_parameters(distribution)
-        return parameters, dimensions(distribution, parameters)
+    kind, outputs = _distributions(policy, observations)
+    return outputs, dimensions(kind, outputs)
 
 
 @th.no_grad()
@@ -101,13 +99,19 @@ def mean_kl(policy: ActorCriticPolicy, observations: Observations, old: Paramete
     :param old: what ``outputs_of`` gave before it
     :return: mean KL(old‖new), nats, joint over action dimensions; NaN where the policy gives no proper distribution
     """
-    policy = uncompiled(policy)
     try:
-        with preserved_distribution(policy):
-            new = policy.get_distribution(observations)
-            return kl_divergence(new, old, distribution_parameters(new)).mean()
+        kind, new = _distributions(policy, observations)
+        return kl_divergence(kind, old, new).mean()
     except ValueError:  # torch.distributions refuses parameters that are not finite
         return th.tensor(th.nan)
+
+
+def _distributions(policy: ActorCriticPolicy, observations: Observations) -> tuple[Distribution, Parameters]:
+    """One of the policy's kind, and the parameters of all."""
+    policy = uncompiled(policy)
+    with preserved_distribution(policy):
+        distribution = policy.get_distribution(observations)
+        return distribution, distribution_parameters(distribution)
 
 
 def adapted(weight: float, ratio: float, tolerance: float, factor: float) -> float:

@@ -71,6 +71,8 @@ class Report:
         self._failures()
 
     def _beside_stock(self, variants: list[Variant], name: str) -> None:
+        """Each of ours with each of stock; where seeds are missing, those that have all of them once more."""
+
         def pairs_of(those: list[Variant]) -> list[tuple[Variant, Variant]]:
             return [(x, y) for x in those if x.role != STOCK for y in those if y.role == STOCK]
 
