@@ -34,7 +34,7 @@ def sample(
     :param additional_args: Of other algorithms
     :return: Constructor arguments
     """
-    trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True)
+    trial.suggest_float("one_minus_gamma", 0.0001, 0.1, log=True)
     trial.suggest_float("one_minus_gae_lambda", 0.005, 0.2, log=True)
     of_each = round(math.log2(n_envs))
     trial.suggest_int("n_steps_pow", *(max(power - of_each, 3) for power in SAMPLES_POW))
