@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_trustregion.common.guard import accept, refuse
 from sb3_trustregion.common.judge import Judge, Snapshot, Verdict, make_judge, rule_of
-from sb3_trustregion.common.learning_data import LEAST_SAMPLES, make_batch, replace_faulty_samples, unit_of_advantages
+from sb3_trustregion.common.learning_data import make_batch, replace_faulty_samples, unit_of_advantages
 from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, begin_update, find_actor, tells_what_acts
 from sb3_trustregion.common.update_log import log_update, of_evaluation
 from sb3_trustregion.common.validation import (
@@ -26,9 +26,10 @@ from sb3_trustregion.common.validation import (
 from sb3_trustregion.core.batch import Batch
 from sb3_trustregion.core.conjugate_gradient import conjugate_gradient
 from sb3_trustregion.core.functional import uncompiled
-from sb3_trustregion.core.line_search import StepStatus, reliability
+from sb3_trustregion.core.line_search import reliability
 from sb3_trustregion.core.parameters import NOBODY, ParameterVector
 from sb3_trustregion.core.radius import Decision, TrustRegionState
+from sb3_trustregion.core.step import StepStatus
 from sb3_trustregion.core.surrogate import Surrogate
 
 # Of ε: a ratio of 1 ± ε everywhere is a step of length √(2·KL) ≈ ε.
@@ -204,7 +205,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         if verdict.undone:
             return log_update(self, StepStatus.REJECTED, verdict)
         batch = make_batch(self.rollout_buffer, rollout.faulty)
-        if batch.n_samples < LEAST_SAMPLES:
+        if not batch.n_samples:
             return self._refuse(verdict, self.recorder.last_fault or "no advantage is finite")
         unit = unit_of_advantages(rollout, self.rollout_buffer)
         replace_faulty_samples(self.rollout_buffer, rollout.faulty)

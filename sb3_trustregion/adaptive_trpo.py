@@ -7,16 +7,17 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_trustregion.common.judge import Judge, Snapshot, Verdict, make_judge, rule_of
+from sb3_trustregion.common.judge import Judge, Snapshot, make_judge, rule_of
 from sb3_trustregion.common.learning_data import unit_of_advantages
 from sb3_trustregion.common.natural_gradient import NaturalGradientAlgorithm
 from sb3_trustregion.common.on_policy import begin_update
-from sb3_trustregion.common.update_log import as_in_stock, log_update, of_policy, of_step
+from sb3_trustregion.common.update_log import log_update, of_policy, of_step
 from sb3_trustregion.common.validation import check_integer, check_number, settle
 from sb3_trustregion.core.conjugate_gradient import CGSolution
 from sb3_trustregion.core.improvement import Promise
-from sb3_trustregion.core.line_search import Step, StepStatus, backtrack, reliability
+from sb3_trustregion.core.line_search import backtrack, reliability
 from sb3_trustregion.core.radius import Decision, TrustRegionState
+from sb3_trustregion.core.step import Step, StepStatus
 from sb3_trustregion.core.surrogate import Surrogate
 
 # A step that stayed below this share of the radius did not use it: the search cut it short.
@@ -192,8 +193,9 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
         """One iteration of the trust-region algorithm, steps 4 and 5 for the step before it first."""
         rollout = begin_update(self)
         verdict = self.judge.review(rollout, self.policy)  # steps 4 and 5
-        if verdict.undone:
-            return self._end_rejected(verdict)
+        if verdict.undone:  # no step is taken from the batch of a rejected policy
+            self._n_updates += 1
+            return log_update(self, StepStatus.REJECTED, verdict)
         batch, actor = self._gather(rollout)
         if not actor.names:
             return self._update_without_step(batch, actor, verdict)
@@ -216,7 +218,10 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
             found["reliability"] = promise.reliability
         elif step.radius_at_fault:
             self.judge.shrink()
-        log_update(self, step.status, verdict, **found, **as_in_stock(step, found), **of_policy(self))
+        # What stock TRPO's users look for, by its names.
+        found["kl_divergence_loss"] = found["kl_divergence"]
+        found["is_line_search_success"] = float(step.status is StepStatus.ACCEPTED)
+        log_update(self, step.status, verdict, **found, **of_policy(self))
 
     def _promise(self, surrogate: Surrogate, solution: CGSolution, step: Step, radius: float) -> Promise | None:
         """What the step promises on data that it was not fitted to; None where there is no step."""
@@ -226,8 +231,3 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
         share = reliability(surrogate, solution, noise_solution)
         used_radius = step.evaluation.kl >= USED_RADIUS * radius * surrogate.n_dimensions
         return step.evaluation.promise(step.linear_gain, share, used_radius)
-
-    def _end_rejected(self, verdict: Verdict) -> None:
-        """No step is taken from the batch of a rejected policy."""
-        self._n_updates += 1
-        log_update(self, StepStatus.REJECTED, verdict)

@@ -13,15 +13,15 @@ from stable_baselines3.common.type_aliases import GymEnv, RolloutBufferSamples, 
 
 from sb3_trustregion.common.guard import accept, refuse
 from sb3_trustregion.common.judge import Snapshot
-from sb3_trustregion.common.learning_data import LEAST_SAMPLES, make_batch, replace_faulty_samples, samples_of
+from sb3_trustregion.common.learning_data import make_batch, replace_faulty_samples, samples_of
 from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, begin_update, find_actor, tells_what_acts
 from sb3_trustregion.common.update_log import log_update, of_policy
 from sb3_trustregion.common.validation import check_number, settle, settle_ppo, sizes_of_ppo
 from sb3_trustregion.core.batch import take
 from sb3_trustregion.core.distributions import Parameters
 from sb3_trustregion.core.functional import uncompiled
-from sb3_trustregion.core.line_search import StepStatus
 from sb3_trustregion.core.penalty import LARGEST_WEIGHT, LEAST_WEIGHT, adapted, loss_terms, mean_kl, outputs_of
+from sb3_trustregion.core.step import StepStatus
 
 # By the names of stock PPO.
 LOSSES = "loss", "policy_gradient_loss", "value_loss", "entropy_loss"
@@ -151,7 +151,7 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
         """Epochs on the penalised surrogate, then C by the KL that they have led to."""
         rollout = begin_update(self)
         batch = make_batch(self.rollout_buffer, rollout.faulty)
-        if batch.n_samples < LEAST_SAMPLES:
+        if not batch.n_samples:
             return self._refuse(self.recorder.last_fault or "no advantage is finite")
         replace_faulty_samples(self.rollout_buffer, rollout.faulty)
         if not tells_what_acts(self.policy, batch):
@@ -217,6 +217,6 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
 
     def _refuse(self, reason: str, ratio: float = 1.0) -> None:
         """No update is made."""
-        log_update(self, StepStatus.INVALID, None, kl_coef=self.penalty)
+        log_update(self, StepStatus.INVALID, kl_coef=self.penalty)
         self.penalty = adapted(self.penalty, ratio, self.kl_tolerance, self.kl_coef_factor)
         refuse(self, reason, lasting=True)

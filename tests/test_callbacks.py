@@ -20,7 +20,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO, PenaltyPPO
-from sb3_trustregion.core.line_search import StepStatus
+from sb3_trustregion.core.step import StepStatus
 from tests.environments import ACTION_SPACES, toy_vec_env
 from tests.helpers import (
     ALGORITHMS,

@@ -17,8 +17,8 @@ from sb3_trustregion.common.guard import STOP_AFTER, UnusableDataError
 from sb3_trustregion.common.learning_data import samples_of
 from sb3_trustregion.core import penalty
 from sb3_trustregion.core.distributions import kl_divergence, preserved_distribution
-from sb3_trustregion.core.line_search import StepStatus
 from sb3_trustregion.core.penalty import LARGEST_WEIGHT, LEAST_WEIGHT, adapted, loss_terms, outputs_of
+from sb3_trustregion.core.step import StepStatus
 from tests.environments import ACTION_SPACES, OBSERVATION_SPACES, toy_vec_env
 from tests.helpers import (
     UPDATE,

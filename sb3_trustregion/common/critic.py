@@ -1,5 +1,6 @@
 """The critic's fit: values regressed on returns by the policy's own optimiser, while the actor stays."""
 
+import copy
 import warnings
 from typing import Any
 
@@ -26,7 +27,7 @@ def fit_critic(
         return 0.0
     before = [parameter.detach().clone() for parameter in critic]
     state: dict[Any, Any] = getattr(optimizer, "state", {})
-    state_before = [_copied(state.get(parameter, {})) for parameter in critic]
+    state_before = [copy.deepcopy(state.get(parameter, {})) for parameter in critic]
     optimizer.zero_grad()
     _enter_training_mode(policy, critic)
     orders = [th.randperm(batch.n_samples).to(batch.returns.device) for _ in range(n_passes)]
@@ -68,10 +69,6 @@ def _enter_training_mode(policy: ActorCriticPolicy, critic: list[th.nn.Parameter
         own = [id(parameter) for parameter in module.parameters(recurse=False)]
         if list(module.buffers(recurse=False)) and not (own and of_critic.issuperset(own)):
             module.training = False
-
-
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    return {key: value.clone() if isinstance(value, th.Tensor) else value for key, value in state.items()}
 
 
 @th.no_grad()

@@ -18,12 +18,13 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from sb3_trustregion.common.learning_data import LARGEST, BoolArray, ObsArray
+from sb3_trustregion.common.learning_data import LARGEST_USABLE, BoolArray, ObsArray
+from sb3_trustregion.core.batch import map_arrays
 from sb3_trustregion.core.distributions import distribution_parameters, preserved_distribution
 from sb3_trustregion.core.functional import uncompiled
 
-# From so many updates in a row without a usable step on, the user is told; from so many on, training ends.
-WARN_AFTER = 3
+# Updates in a row without a usable step: at so many the user is told, from so many on training ends.
+MANY_INVALID = 3
 STOP_AFTER = 10
 
 
@@ -111,9 +112,7 @@ class Screen:
 
     def _end_is_sound(self, info: dict[str, Any]) -> bool:
         terminal = info.get("terminal_observation")
-        if isinstance(terminal, dict):
-            return bool(self._sound({key: np.asarray(part)[None] for key, part in terminal.items()}, 1).all())
-        return terminal is None or bool(self._sound(np.asarray(terminal)[None], 1).all())
+        return terminal is None or bool(self._sound(map_arrays(lambda part: np.asarray(part)[None], terminal), 1).all())
 
 
 def aside(screen: Screen | None) -> AbstractContextManager[None]:
@@ -145,9 +144,9 @@ def usable(values: Any) -> BoolArray:
     array = np.asarray(values)
     if array.dtype == np.float16:  # in which squares overflow
         array = array.astype(np.float32)
-    if array.dtype.kind != "f" or float(np.vdot(array, array)) < LARGEST**2:  # as a rule, in one pass
+    if array.dtype.kind != "f" or float(np.vdot(array, array)) < LARGEST_USABLE**2:  # as a rule, in one pass
         return np.ones(len(array), dtype=bool)
-    result: BoolArray = (np.abs(array.reshape(len(array), -1)) < LARGEST).all(axis=1)
+    result: BoolArray = (np.abs(array.reshape(len(array), -1)) < LARGEST_USABLE).all(axis=1)
     return result
 
 
@@ -170,7 +169,7 @@ def is_understood(policy: ActorCriticPolicy, observations: ObsArray) -> bool:
     """
     policy = uncompiled(policy)
     parts = observations.values() if isinstance(observations, dict) else (observations,)
-    if any(bool((np.isfinite(part) & (np.abs(part) >= LARGEST)).any()) for part in parts):
+    if any(bool((np.isfinite(part) & (np.abs(part) >= LARGEST_USABLE)).any()) for part in parts):
         return False  # a number, but one that no code for a missing value is
     try:
         with preserved_distribution(policy), th.enable_grad():
@@ -201,8 +200,8 @@ def refuse(model: OnPolicyAlgorithm, reason: str, lasting: bool) -> None:
     """
     model.n_invalid += 1  # type: ignore[attr-defined]
     model.n_invalid_in_a_row = n_in_a_row = model.n_invalid_in_a_row + 1  # type: ignore[attr-defined]
-    if n_in_a_row == WARN_AFTER:
-        warnings.warn(f"{WARN_AFTER} updates without a policy step in a row, now because {reason}", stacklevel=3)
+    if n_in_a_row == MANY_INVALID:
+        warnings.warn(f"{MANY_INVALID} updates without a policy step in a row, now because {reason}", stacklevel=3)
     if lasting and n_in_a_row >= STOP_AFTER:
         raise UnusableDataError(
             f"{n_in_a_row} updates in a row could not be used, the last because {reason}. "

@@ -6,8 +6,9 @@ keeps it, and tells the next radius. The judge knows a policy and rollouts, no e
 """
 
 import copy
+import functools
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
@@ -38,8 +39,8 @@ from sb3_trustregion.core.surrogate import LEAST_EFFECTIVE_SHARE, effective_shar
 ESTIMATORS = ("rollout", "episodes", "surrogate")
 # A roll-back helped where it brought back at least this share of what had been lost.
 REGAINED = 0.5
-# From so many steps in a row that could not be judged on, the user is told.
-WARN_AFTER = 10
+# Steps in a row that could not be judged: at so many the user is told.
+MANY_UNJUDGED = 10
 # Both rollouts are brought to one unit of reward; where it has changed by more than this, the critic's is another too.
 LARGEST_DRIFT = 2.0
 
@@ -220,8 +221,8 @@ class Judge:
             self._review_roll_back(rollout, rejected, policy)
         reason = "" if pending is None else obstacle(rollout, pending, policy)
         self.n_unjudged_in_a_row = self.n_unjudged_in_a_row + 1 if reason else 0
-        if self.n_unjudged_in_a_row == WARN_AFTER:
-            warnings.warn(f"{WARN_AFTER} steps in a row were judged by nobody, now because {reason}", stacklevel=3)
+        if self.n_unjudged_in_a_row == MANY_UNJUDGED:
+            warnings.warn(f"{MANY_UNJUDGED} steps in a row were judged by nobody, now because {reason}", stacklevel=3)
         if pending is None or reason:
             self.state = self.decide(None)
             return Verdict(self.state)
@@ -255,10 +256,7 @@ class Judge:
         elif rollout.is_recorded:
             promise = promise.scaled(unit)
             scale = float(rollout.scales[-1])
-            if self.estimator == "episodes":
-                baseline = episode_returns(rollout.episode_returns / scale)
-            else:
-                baseline = performance(rollout.own_residuals(scale), rollout.dones)
+            baseline = self._performance(rollout, scale, lambda: rollout.own_residuals(scale))
             left = fingerprint(policy, before.joint)
             self.pending = PendingStep(
                 before.changed(policy), left, baseline, promise, scale, rollout.gamma, rollout.starts_fresh
@@ -305,22 +303,21 @@ class Judge:
 
     def _measure(self, rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> tuple[Estimate, Improvement]:
         """Step 4: how the policy fares after a step by the critic before it, and what the step brought."""
-        if self.estimator == "episodes":
-            after = episode_returns(rollout.episode_returns / step.scale)
-            actual = per_step(difference(after, step.baseline), rollout.episode_lengths)
-            return after, Improvement(*actual, step.promise)
-        residuals, ratios = old_residuals(rollout, step, policy), old_ratios(rollout, step.before, policy)
-        after = performance(residuals, rollout.dones)
+        residuals = functools.cache(lambda: old_residuals(rollout, step, policy))
+        after = self._performance(rollout, step.scale, residuals)
         whole = difference(after, step.baseline)
+        if self.estimator == "episodes":
+            return after, Improvement(*per_step(whole, rollout.episode_lengths), step.promise)
+        ratios = old_ratios(rollout, step.before, policy)
         if not effective_share(th.as_tensor(ratios)) >= LEAST_EFFECTIVE_SHARE:  # nor where ratios are NaN
             return after, Improvement(*whole, step.promise)
-        return after, Improvement(*own_share(residuals, ratios, rollout.dones), step.promise, whole)
+        return after, Improvement(*own_share(residuals(), ratios, rollout.dones), step.promise, whole)
 
-    def _performance(self, rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> Estimate:
-        """Mean TD residual of a rollout by the critic before the step, or mean episode return."""
+    def _performance(self, rollout: Rollout, scale: float, residuals: Callable[[], FloatArray]) -> Estimate:
+        """How a policy fares in its rollout: mean episode return, which asks no critic, or mean TD residual."""
         if self.estimator == "episodes":
-            return episode_returns(rollout.episode_returns / step.scale)
-        return performance(old_residuals(rollout, step, policy), rollout.dones)
+            return episode_returns(rollout.episode_returns / scale)
+        return performance(residuals(), rollout.dones)
 
     def _review_roll_back(self, rollout: Rollout, rejected: Rejected, policy: ActorCriticPolicy) -> None:
         """
@@ -329,7 +326,8 @@ class Judge:
         If not, it was the environment that changed for the worse, not the policy: the radius is again what it was.
         """
         lost = rejected.step.baseline.mean - rejected.performance.mean
-        regained = self._performance(rollout, rejected.step, policy).mean - rejected.performance.mean
+        now = self._performance(rollout, rejected.step.scale, lambda: old_residuals(rollout, rejected.step, policy))
+        regained = now.mean - rejected.performance.mean
         if regained < REGAINED * lost:  # NaN tells nothing
             self.state = rejected.state.counting_on(self.state)
 

@@ -14,13 +14,11 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
-from sb3_trustregion.core.batch import Batch
+from sb3_trustregion.core.batch import Batch, map_arrays
 from sb3_trustregion.core.improvement import FloatArray, alternating_signs, block_ids
 
 # Squares of anything below this stay within single precision.
-LARGEST = 1e18
-LEAST_SAMPLES = 1
-
+LARGEST_USABLE = 1e18
 # What ``get()`` flattens in place, environment by environment.
 SCALARS = ("values", "log_probs", "advantages", "returns")
 FLATTENED = ("observations", "actions", *SCALARS)
@@ -112,24 +110,18 @@ class Rollout(NamedTuple):
 LEAST_CORRELATION = 0.9
 
 
-def _on_cpu(value: Any) -> Any:
-    """Users keep tensors in buffers of their own."""
-    if isinstance(value, dict):
-        return {key: _on_cpu(part) for key, part in value.items()}
-    return value.cpu().numpy() if isinstance(value, th.Tensor) else value
-
-
 def in_time(buffer: RolloutBuffer, name: str) -> Any:
     """One of a full buffer's arrays as (T, N, ...), or a dict of those, even if ``get()`` has flattened it."""
-    value = _on_cpu(getattr(buffer, name))
-    if not buffer.generator_ready or name not in FLATTENED:
-        return value
 
-    def unflattened(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def in_time_on_cpu(array: Any) -> Any:
+        if isinstance(array, th.Tensor):  # users keep tensors in buffers of their own
+            array = array.cpu().numpy()
+        if not buffer.generator_ready or name not in FLATTENED:
+            return array
         rest = () if name in SCALARS else array.shape[1:]
         return array.reshape(buffer.n_envs, buffer.buffer_size, *rest).swapaxes(0, 1)
 
-    return {key: unflattened(part) for key, part in value.items()} if isinstance(value, dict) else unflattened(value)
+    return map_arrays(in_time_on_cpu, getattr(buffer, name))
 
 
 def unit_of_advantages(rollout: Rollout, buffer: RolloutBuffer) -> float:
@@ -160,9 +152,7 @@ def unit_of_advantages(rollout: Rollout, buffer: RolloutBuffer) -> float:
 
 def flatten_time(observations: ObsArray) -> ObsArray:
     """(T, N, ...) or a dict of those to (T·N, ...)."""
-    if isinstance(observations, dict):
-        return {key: value.reshape(-1, *value.shape[2:]) for key, value in observations.items()}
-    return observations.reshape(-1, *observations.shape[2:])
+    return map_arrays(lambda part: part.reshape(-1, *part.shape[2:]), observations)
 
 
 def make_batch(buffer: RolloutBuffer, faulty: BoolArray) -> Batch:
@@ -172,7 +162,7 @@ def make_batch(buffer: RolloutBuffer, faulty: BoolArray) -> Batch:
     n_steps, n_envs = faulty.shape
     samples, is_in_time = samples_of(buffer)
     n_samples = len(samples.advantages)
-    usable = th.stack([samples.old_log_prob, samples.advantages, samples.returns]).abs().lt(LARGEST).all(dim=0)
+    usable = th.stack([samples.old_log_prob, samples.advantages, samples.returns]).abs().lt(LARGEST_USABLE).all(dim=0)
     signs, blocks = alternating_signs(n_samples, 1).ravel(), block_ids(n_samples, 1).ravel()
     if is_in_time:
         signs, blocks = alternating_signs(n_steps, n_envs).T.ravel(), block_ids(n_steps, n_envs).T.ravel()
@@ -214,10 +204,7 @@ def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
             own.update(held | {name: value for name, value in numbers.items() if name not in OF_GET})
         return (parts[0] if len(parts) == 1 else type(parts[0])(*map(_joined, zip(*parts, strict=True)))), False
     for name in FLATTENED:
-        value = in_time(buffer, name)
-        is_dict = isinstance(value, dict)
-        flat: Any = {k: view.swap_and_flatten(v) for k, v in value.items()} if is_dict else view.swap_and_flatten(value)
-        setattr(view, name, flat)
+        setattr(view, name, map_arrays(view.swap_and_flatten, in_time(buffer, name)))
     return view._get_samples(np.arange(buffer.buffer_size * buffer.n_envs)), True
 
 

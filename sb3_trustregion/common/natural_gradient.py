@@ -13,15 +13,15 @@ from stable_baselines3.common.type_aliases import GymEnv
 from sb3_trustregion.common.critic import fit_critic, follow_the_data
 from sb3_trustregion.common.guard import accept, refuse
 from sb3_trustregion.common.judge import Verdict
-from sb3_trustregion.common.learning_data import LEAST_SAMPLES, Rollout, make_batch
+from sb3_trustregion.common.learning_data import Rollout, make_batch
 from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, find_actor
 from sb3_trustregion.common.update_log import log_update, of_policy
 from sb3_trustregion.common.validation import check_integer, check_number, settle
 from sb3_trustregion.core.batch import Batch
 from sb3_trustregion.core.conjugate_gradient import CGSolution, conjugate_gradient
 from sb3_trustregion.core.functional import uncompiled
-from sb3_trustregion.core.line_search import Step, StepStatus
 from sb3_trustregion.core.parameters import NOBODY, ParameterVector
+from sb3_trustregion.core.step import Step, StepStatus
 from sb3_trustregion.core.surrogate import Surrogate
 
 # Where the user chooses none: with SB3's 0 a Gaussian policy's first actions are mostly cut at their bounds.
@@ -98,7 +98,7 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
         """The buffer's samples, which running statistics have seen, and the parameters that act on them."""
         self._update_learning_rate(self.policy.optimizer)
         batch = make_batch(self.rollout_buffer, rollout.faulty)
-        if batch.n_samples < LEAST_SAMPLES:
+        if not batch.n_samples:
             return batch, NOBODY
         follow_the_data(uncompiled(self.policy), batch, self.batch_size)
         return batch, find_actor(self.policy, batch)
@@ -127,7 +127,7 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
 
     def _update_without_step(self, batch: Batch, actor: ParameterVector, verdict: Verdict | None = None) -> None:
         """Count a rollout without a usable sample; where the user has frozen all that acts, the critic learns alone."""
-        if batch.n_samples >= LEAST_SAMPLES:
+        if batch.n_samples:
             value_loss = self._fit_critic(batch, actor)
             return log_update(self, StepStatus.INVALID, verdict, value_loss=value_loss, **of_policy(self))
         self._n_updates += 1

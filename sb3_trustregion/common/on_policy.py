@@ -207,14 +207,8 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> Self:
         """Train, as in SB3, whose arguments these are; the name of the run for TensorBoard is that of the class."""
-        super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=tb_log_name or type(self).__name__,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
+        name = tb_log_name or type(self).__name__
+        super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
         self.policy.set_training_mode(True)  # as stock leaves it: nothing is folded away in what is saved
         return self
 

@@ -16,7 +16,8 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
 
 from sb3_trustregion.common.guard import Screen, aside, is_understood, replace, usable
-from sb3_trustregion.common.learning_data import LARGEST, BoolArray, ObsArray, Rollout, in_time
+from sb3_trustregion.common.learning_data import LARGEST_USABLE, BoolArray, ObsArray, Rollout, in_time
+from sb3_trustregion.core.batch import map_arrays
 from sb3_trustregion.core.distributions import Observations
 from sb3_trustregion.core.improvement import FloatArray
 
@@ -35,14 +36,12 @@ class Recorder:
         self._clear()
 
     def _clear(self) -> None:
-        self._scales: list[float] = []
-        self._faulty: list[BoolArray] = []
+        # Of each step: faulty transitions, bad rewards, the rewards with stand-ins for those, what divided them.
+        self._steps: list[tuple[BoolArray, BoolArray, Any, float]] = []
         self._terminal_observations: list[ObsArray] = []
         self._truncated: list[int] = []
         self._episodes: list[tuple[float, float]] = []
         self._rewards: Any = None
-        self._stood_in: list[Any] = []
-        self._bad_rewards: list[BoolArray] = []
 
     def start(self, n_envs: int, screen: Screen | None) -> None:
         """The environments have been reset, beneath a screen perhaps: what was noted before is over."""
@@ -81,11 +80,9 @@ class Recorder:
         for env_index in dones.nonzero()[0]:
             faulty[env_index] |= screen is not None and screen.terminal[env_index]
             faulty[env_index] |= self._end(model, int(env_index), len(dones), seen["infos"][env_index])
-        self._faulty.append(faulty)
-        self._bad_rewards.append(bad_rewards)
-        self._stood_in.append(self._rewards)
+        scale = reward_scale(unwrap_vec_normalize(seen["env"]))
+        self._steps.append((faulty, bad_rewards, self._rewards, scale))
         self.faulty_observation = bad_observations
-        self._scales.append(reward_scale(unwrap_vec_normalize(seen["env"])))
 
     def _clean(self, model: OnPolicyAlgorithm, observations: Any, stand_ins: Any) -> BoolArray:
         faulty = ~usable(observations)
@@ -99,27 +96,26 @@ class Recorder:
         """Note the end of an episode; tell whether its last observation was faulty."""
         episode = info.get("episode")
         # The return of an episode with a faulty reward says nothing.
-        if isinstance(episode, dict) and {"r", "l"} <= episode.keys() and abs(episode["r"]) < LARGEST:
+        if isinstance(episode, dict) and {"r", "l"} <= episode.keys() and abs(episode["r"]) < LARGEST_USABLE:
             self._episodes.append((float(episode["r"]), float(episode["l"])))
         if info.get("terminal_observation") is None:
             return False
-        terminal = _batched(info["terminal_observation"])
+        terminal = map_arrays(lambda part: np.array(part)[None], info["terminal_observation"])
         faulty = bool(self._clean(model, terminal, _row(model._last_obs, env_index)).any())
         if faulty:
             self._note("terminal observation", np.arange(n_envs) == env_index)
-            sound = {k: v[0] for k, v in terminal.items()} if isinstance(terminal, dict) else terminal[0]
-            info["terminal_observation"] = sound
+            info["terminal_observation"] = map_arrays(lambda part: part[0], terminal)
         if info.get("TimeLimit.truncated", False):
             self._terminal_observations.append(terminal)
-            self._truncated.append(len(self._faulty) * n_envs + env_index)
+            self._truncated.append(len(self._steps) * n_envs + env_index)
         return faulty
 
     def _note(self, quantity: str, faulty: BoolArray) -> None:
         if not faulty.any():
             return
         first = not self.last_fault
-        environments = faulty.nonzero()[0].tolist()
-        self.last_fault = f"the {quantity} was not finite, or above {LARGEST:g}, in environment(s) {environments}"
+        where = faulty.nonzero()[0].tolist()
+        self.last_fault = f"the {quantity} was not finite, or above {LARGEST_USABLE:g}, in environment(s) {where}"
         if first:
             warnings.warn(f"{self.last_fault}: such steps are left out of training", stacklevel=2)
 
@@ -129,8 +125,8 @@ class Recorder:
         buffer = model.rollout_buffer
         shape = buffer.buffer_size, buffer.n_envs
         is_recorded = (
-            len(self._faulty) == buffer.buffer_size
-            and self._faulty[0].shape == buffer.episode_starts[0].shape  # not twice the samples, say
+            len(self._steps) == buffer.buffer_size
+            and self._steps[0][0].shape == buffer.episode_starts[0].shape  # not twice the samples, say
             and np.size(buffer.rewards) == np.prod(shape)  # nor several rewards a step
             and hasattr(buffer, "observations")
         )
@@ -144,8 +140,8 @@ class Recorder:
         rewards = np.array(buffer.rewards, dtype=np.float64).reshape(shape)
         rewards.reshape(-1)[truncated] -= model.gamma * end_values
         assert model._last_episode_starts is not None
-        noted = self._stood_in, self._bad_rewards, self._faulty
-        stood_in, bad, faulty = (np.concatenate(steps).reshape(shape) for steps in noted)
+        *noted, scales = zip(*self._steps, strict=True)
+        faulty, bad, stood_in = (np.concatenate(steps).reshape(shape) for steps in noted)
         of_reward = bad.copy()
         bad.reshape(-1)[truncated] = False
         if not np.any(rewards[bad] != stood_in[bad]):  # else the user has put in rewards of their own
@@ -164,7 +160,7 @@ class Recorder:
             last_values=values_of(model.policy, obs_as_tensor(model._last_obs, model.device)),  # type: ignore[arg-type]
             terminal_values=end_values,
             dones=dones,
-            scales=np.array(self._scales),
+            scales=np.array(scales),
             faulty=faulty,
             episode_returns=episodes[:, 0],
             episode_lengths=episodes[:, 1],
@@ -178,27 +174,12 @@ class Recorder:
 
 def unrecorded(shape: tuple[int, int], gamma: float) -> Rollout:
     """What was not collected here, or is not one sample a step: learned from, judged by nobody."""
-    n, ends = np.zeros(shape), np.zeros(shape[1])
-    return Rollout(
-        observations=n,
-        last_observations=ends,
-        terminal_observations=None,
-        truncated=np.zeros(0, dtype=np.int64),
-        actions=n,
-        log_probs=n,
-        rewards=n,
-        values=n,
-        last_values=ends,
-        terminal_values=np.zeros(0),
-        dones=n.astype(bool),
-        scales=np.ones(shape[0]),
-        faulty=n.astype(bool),
-        episode_returns=np.zeros(0),
-        episode_lengths=np.zeros(0),
-        gamma=float(gamma),
-        is_recorded=False,
-        starts_fresh=False,
-    )
+    values: dict[str, Any] = dict.fromkeys(Rollout._fields, np.zeros(shape))
+    values |= dict.fromkeys(("last_observations", "last_values"), np.zeros(shape[1]))
+    values |= dict.fromkeys(("terminal_values", "episode_returns", "episode_lengths"), np.zeros(0))
+    values |= {"terminal_observations": None, "truncated": np.zeros(0, dtype=np.int64), "scales": np.ones(shape[0])}
+    values |= {"dones": np.zeros(shape, dtype=bool), "faulty": np.zeros(shape, dtype=bool)}
+    return Rollout(**values | {"gamma": float(gamma), "is_recorded": False, "starts_fresh": False})
 
 
 class RecordingCallback(BaseCallback):
@@ -264,16 +245,7 @@ def values_of(policy: BasePolicy, observations: Observations) -> FloatArray:
 
 def _row(observations: Any, env_index: int) -> Any:
     """One environment's observations, as a batch of one."""
-    if isinstance(observations, dict):
-        return {key: value[env_index : env_index + 1] for key, value in observations.items()}
-    return observations[env_index : env_index + 1]
-
-
-def _batched(observation: Any) -> Any:
-    """A copy of one observation as a batch of one."""
-    if isinstance(observation, dict):
-        return {key: np.array(value)[None] for key, value in observation.items()}
-    return np.array(observation)[None]
+    return map_arrays(lambda part: part[env_index : env_index + 1], observations)
 
 
 def _stacked(parts: list[Any]) -> Any:

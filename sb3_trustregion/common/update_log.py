@@ -9,7 +9,7 @@ from stable_baselines3.common.utils import explained_variance
 
 from sb3_trustregion.common.judge import Verdict
 from sb3_trustregion.core.conjugate_gradient import CGSolution
-from sb3_trustregion.core.line_search import Step, StepStatus
+from sb3_trustregion.core.step import Step, StepStatus
 from sb3_trustregion.core.surrogate import Evaluation, Surrogate
 
 
@@ -75,12 +75,6 @@ def of_step(surrogate: Surrogate, step: Step, solution: CGSolution) -> dict[str,
         "cg_steps": solution.n_steps,
         "cg_residual": float(solution.residual),
     }
-
-
-def as_in_stock(step: Step, found: dict[str, float]) -> dict[str, float]:
-    """Of what ``of_step`` found, what stock TRPO's users look for: its names."""
-    success = float(step.status is StepStatus.ACCEPTED)
-    return {"kl_divergence_loss": found["kl_divergence"], "is_line_search_success": success}
 
 
 def of_policy(model: OnPolicyAlgorithm) -> dict[str, float]:

@@ -1,12 +1,15 @@
 """What one update learns from."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch as th
 
 from sb3_trustregion.core.distributions import Observations
+
+T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -62,6 +65,11 @@ class Batch(NamedTuple):
 
 def take(observations: Observations, index: th.Tensor) -> Observations:
     """(n, ...) or a dict of those to (m, ...), by an index of shape (m,)."""
+    return map_arrays(lambda part: part[index], observations)
+
+
+def map_arrays(function: Callable[[Any], T], observations: Any) -> T | dict[str, T]:
+    """What a function returns of an array, or of each in a dict of arrays."""
     if isinstance(observations, dict):
-        return {key: value[index] for key, value in observations.items()}
-    return observations[index]
+        return {key: function(part) for key, part in observations.items()}
+    return function(observations)

@@ -16,7 +16,7 @@ FloatArray = npt.NDArray[np.floating]
 # Enough block means for a variance with 10 % error, few enough for blocks longer than the correlation time.
 TARGET_BLOCKS = 60
 # Powers and ratios of what lies between stay finite.
-SMALLEST, LARGEST = 1e-30, 1e30
+SMALLEST_ESTIMATE, LARGEST_ESTIMATE = 1e-30, 1e30
 
 
 class Estimate(NamedTuple):
@@ -107,13 +107,13 @@ class Improvement(NamedTuple):
         """Finite, with room for powers, and not the zero minus zero of a task without rewards."""
         promise = self.promise
         values = (self.actual, self.stderr, self.predicted, promise.gain, promise.gain_stderr, promise.length)
-        bounded = all(abs(value) < LARGEST for value in values)  # NaN is not
-        return bounded and min(self.noise, promise.length) > SMALLEST
+        bounded = all(abs(value) < LARGEST_ESTIMATE for value in values)  # NaN is not
+        return bounded and min(self.noise, promise.length) > SMALLEST_ESTIMATE
 
     @property
     def is_promising(self) -> bool:
         """Whether the step gained on its own batch, as a PPO update need not: else there is no promise to be kept."""
-        return self.promise.gain > SMALLEST
+        return self.promise.gain > SMALLEST_ESTIMATE
 
 
 def blocks_per_env(n_steps: int, n_envs: int) -> int:

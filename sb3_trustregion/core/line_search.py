@@ -1,13 +1,12 @@
 """Steps 2 and 3 of the trust-region algorithm: scale a direction to the radius, backtrack, name what came of it."""
 
 import math
-from enum import Enum
-from typing import NamedTuple
 
 import torch as th
 
 from sb3_trustregion.core.conjugate_gradient import CGSolution
-from sb3_trustregion.core.surrogate import Evaluation, Surrogate
+from sb3_trustregion.core.step import Step, StepStatus
+from sb3_trustregion.core.surrogate import HERE, Surrogate
 
 # xᵀFx comes by subtraction of the damping: below this share of the damped curvature it is rounding.
 CURVATURE_FLOOR = 1e-2
@@ -17,40 +16,9 @@ SUB_SAMPLED_SHARE = 0.8
 VANISHING = "the gradient vanishes or is not finite"
 
 
-class StepStatus(Enum):
-    """What became of a step. Invalid is not rejected: it was never taken, so nothing was measured."""
-
-    ACCEPTED = 1
-    REJECTED = 0
-    INVALID = -1
-
-
-class Step(NamedTuple):
-    """
-    A step from θ_k, or the reason why there is none.
-
-    :param status: accepted or invalid; rejected is only known after the next rollout
-    :param parameters: shape (P,), θ_{k+1}; θ_k where invalid
-    :param evaluation: model at ``parameters``
-    :param linear_gain: gᵀs, gain of the linearised model, reward units
-    :param n_backtracks: trial points beyond the first
-    :param reason: empty where accepted
-    :param radius_at_fault: whether a smaller radius could have made the step valid
-    """
-
-    status: StepStatus
-    parameters: th.Tensor
-    evaluation: Evaluation
-    linear_gain: float
-    n_backtracks: int = 0
-    reason: str = ""
-    radius_at_fault: bool = False
-
-
 def invalid_step(surrogate: Surrogate, reason: str, n_backtracks: int = 0, radius_at_fault: bool = False) -> Step:
     """The step that stays, and why; ``n_backtracks`` trial points were spent."""
-    here = surrogate.here()
-    return Step(StepStatus.INVALID, surrogate.origin, here, 0.0, n_backtracks, reason, radius_at_fault)
+    return Step(StepStatus.INVALID, surrogate.origin, HERE, 0.0, n_backtracks, reason, radius_at_fault)
 
 
 def vanishes(solution: CGSolution) -> bool:

@@ -8,7 +8,6 @@ points are evaluated by a functional call, so that an interrupted search leaves 
 """
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch as th
@@ -66,25 +65,8 @@ class Evaluation(NamedTuple):
         return Promise(self.gain, self.gain_stderr, linear_gain, reliability, self.length, used_radius)
 
 
-NOWHERE = Evaluation(math.nan, math.nan, math.nan, 0.0)
-
-
-class Half(NamedTuple):
-    """
-    The model over the samples of one sign; m samples.
-
-    :param sign: +1 or -1
-    :param samples: shape (m,), which of the batch
-    :param log_probs: shape (m,), log π_k(a|s)
-    :param outputs: parameters of their distributions, batch first
-    :param gradient: shape (P,), their share of ∇L
-    """
-
-    sign: float
-    samples: th.Tensor
-    log_probs: th.Tensor
-    outputs: Parameters
-    gradient: th.Tensor
+# At θ_k itself, and where the policy gives no proper distribution.
+HERE, NOWHERE = Evaluation(0.0, 0.0, 0.0, 1.0), Evaluation(math.nan, math.nan, math.nan, 0.0)
 
 
 class Surrogate:
@@ -112,14 +94,14 @@ class Surrogate:
         self.batch = batch
         self.origin = actor.flatten(self.head.policy)
         leaf = self.origin.clone().requires_grad_()
-        halves = [self._half(leaf, sign) for sign in (1.0, -1.0) if bool((batch.signs == sign).any())]
+        signs = [sign for sign in (1.0, -1.0) if bool((batch.signs == sign).any())]
+        samples, log_probs, outputs, gradients = zip(*[self._half(leaf, sign) for sign in signs], strict=True)
         # The noise of ∇L without its mean comes with it: the difference of the halves beside their sum.
-        self.gradient = sum_of([half.gradient for half in halves])
-        self.noise_gradient = sum_of([half.sign * half.gradient for half in halves])
-        in_order = th.argsort(th.cat([half.samples for half in halves]))
-        self.log_probs = th.cat([half.log_probs for half in halves])[in_order]
-        both = zip(*[half.outputs for half in halves], strict=True)
-        self.outputs = tuple(th.cat(outputs)[in_order] for outputs in both)
+        self.gradient = th.stack(gradients).sum(dim=0)
+        self.noise_gradient = th.stack([sign * half for sign, half in zip(signs, gradients, strict=True)]).sum(dim=0)
+        in_order = th.argsort(th.cat(samples))
+        self.log_probs = th.cat(log_probs)[in_order]
+        self.outputs = tuple(th.cat(halves)[in_order] for halves in zip(*outputs, strict=True))
         self.kind = self.head.kind
         self.n_dimensions = dimensions(self.kind, self.outputs)
         self.fisher_product = self._fisher(leaf, damping * self.n_dimensions, fisher_sub_sampling_factor)
@@ -130,13 +112,17 @@ class Surrogate:
         result: tuple[th.Tensor, Parameters] = self.head.at(self.actor.unflatten(vector), observations, actions)
         return result
 
-    def _half(self, leaf: th.Tensor, sign: float) -> Half:
+    def _half(self, leaf: th.Tensor, sign: float) -> tuple[th.Tensor, th.Tensor, Parameters, th.Tensor]:
+        """
+        The samples of one sign: which they are, their log π_k(a|s), the parameters of their distributions, batch first,
+        and their share of ∇L, shape (P,).
+        """
         samples = (self.batch.signs == sign).nonzero().flatten()
         part = self.batch.select(samples)
         with th.enable_grad():
             log_probs, outputs = self._forward(leaf, part.observations, part.actions)
         (gradient,) = th.autograd.grad(log_probs, leaf, part.advantages / self.batch.n_samples)
-        return Half(sign, samples, log_probs.detach(), tuple(output.detach() for output in outputs), gradient)
+        return samples, log_probs.detach(), tuple(output.detach() for output in outputs), gradient
 
     def _fisher(self, leaf: th.Tensor, damping: float, factor: int) -> FisherProduct:
         n, observations, actions = self.batch.n_samples, self.batch.observations, self.batch.actions
@@ -164,18 +150,9 @@ class Surrogate:
         gain = batch_means((self.batch.advantages * th.expm1(log_ratios)).cpu().numpy(), self.batch.blocks)
         return Evaluation(gain.mean, gain.stderr, kl, effective_share(th.exp(log_ratios)))
 
-    def here(self) -> Evaluation:
-        """The model at θ_k itself."""
-        return Evaluation(0.0, 0.0, 0.0, 1.0)
-
 
 def effective_share(ratios: th.Tensor) -> float:
     """
     Kish's effective sample size of importance weights over their number, in (0, 1]; NaN where they are not finite.
     """
     return float(ratios.mean() ** 2 / ratios.square().mean())
-
-
-def sum_of(tensors: Sequence[th.Tensor]) -> th.Tensor:
-    """Of tensors of one shape."""
-    return th.stack(list(tensors)).sum(dim=0)

@@ -16,8 +16,8 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize
 
 from sb3_trustregion.common.guard import (
+    MANY_INVALID,
     STOP_AFTER,
-    WARN_AFTER,
     Screen,
     UnusableDataError,
     accept,
@@ -27,7 +27,7 @@ from sb3_trustregion.common.guard import (
     screened,
     usable,
 )
-from sb3_trustregion.common.learning_data import LARGEST
+from sb3_trustregion.common.learning_data import LARGEST_USABLE
 from tests.common.collecting import Kept, collect, keeping
 from tests.common.rollouts import make_policy
 from tests.environments import ToyEnv, toy_vec_env
@@ -53,7 +53,7 @@ def test_all_that_belongs_to_an_environment_must_be_finite(value: float) -> None
 
 def test_many_ordinary_numbers_are_ordinary() -> None:
     """Their squares sum to more than the limit's: each is looked at."""
-    assert usable(np.full((2, 100), 0.5 * LARGEST)).all()
+    assert usable(np.full((2, 100), 0.5 * LARGEST_USABLE)).all()
     assert usable(np.full((2, 100), 255, dtype=np.uint8)).all()
 
 
@@ -296,8 +296,8 @@ class Counting:
 def test_the_user_is_told_in_time_and_a_training_that_cannot_learn_ends() -> None:
     model: Any = Counting()
     for n in range(1, STOP_AFTER):
-        if n == WARN_AFTER:
-            with pytest.warns(UserWarning, match=f"{WARN_AFTER} updates without a policy step in a row.*of rain"):
+        if n == MANY_INVALID:
+            with pytest.warns(UserWarning, match=f"{MANY_INVALID} updates without a policy step in a row.*of rain"):
                 refuse(model, "of rain", lasting=True)
         else:
             refuse(model, "of rain", lasting=True)

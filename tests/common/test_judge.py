@@ -12,7 +12,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_trustregion.common.judge import LARGEST_DRIFT, WARN_AFTER, Judge, Snapshot
+from sb3_trustregion.common.judge import LARGEST_DRIFT, MANY_UNJUDGED, Judge, Snapshot
 from sb3_trustregion.common.learning_data import Rollout
 from sb3_trustregion.core.improvement import Improvement, Promise, difference, episode_returns, performance
 from sb3_trustregion.core.parameters import fingerprint
@@ -224,7 +224,7 @@ def test_the_user_is_told_of_steps_that_nobody_judges() -> None:
     judge, policy = make_judge(), make_policy()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for _ in range(WARN_AFTER - 1):
+        for _ in range(MANY_UNJUDGED - 1):
             take_step(judge, policy, make_rollout(policy))
             descend(policy)
             judge.review(make_rollout(policy), policy)

@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 from sb3_trustregion.core.conjugate_gradient import CGSolution, conjugate_gradient
 from sb3_trustregion.core.line_search import (
     SUB_SAMPLED_SHARE,
-    Step,
-    StepStatus,
     backtrack,
     fixed_step,
     reliability,
     step_size,
 )
+from sb3_trustregion.core.step import Step, StepStatus
 from sb3_trustregion.core.surrogate import Surrogate
 from tests.core.policies import (
     KINDS,

@@ -4,7 +4,7 @@ import pytest
 import torch as th
 
 from sb3_trustregion.core.improvement import batch_means
-from sb3_trustregion.core.surrogate import LEAST_FISHER_STATES, Surrogate
+from sb3_trustregion.core.surrogate import HERE, LEAST_FISHER_STATES, Surrogate
 from tests.core.policies import (
     KINDS,
     Untouched,
@@ -86,8 +86,8 @@ def test_nothing_is_gained_by_staying(kind: str) -> None:
     stay = surrogate.at(surrogate.origin)
     assert stay.gain == 0.0
     assert stay.kl == 0.0
-    assert surrogate.here()[:2] == (stay.gain, stay.kl)
-    assert surrogate.here().effective_share == pytest.approx(stay.effective_share)
+    assert HERE[:2] == (stay.gain, stay.kl)
+    assert HERE.effective_share == pytest.approx(stay.effective_share)
 
 
 @every_kind

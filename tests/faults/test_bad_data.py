@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trustregion import AdaptivePPO, AdaptiveTRPO, PenaltyPPO
 from sb3_trustregion.common.guard import STOP_AFTER, UnusableDataError
-from sb3_trustregion.core.line_search import StepStatus
+from sb3_trustregion.core.step import StepStatus
 from tests.faults.checks import assert_finite, score, statistics_of
 from tests.faults.environments import BAD_VALUES, QUANTITIES, WRAPPERS, all_of_many, faulty, healthy, one_of_three
 from tests.helpers import ALGORITHMS, actor_of, assert_same, differs, make_model, shared, state_of, train

@@ -18,6 +18,7 @@ from sb3_trustregion.benchmark.report.statistics import (
     make_block,
 )
 from sb3_trustregion.benchmark.results import Results
+from sb3_trustregion.benchmark.run.spec import title
 from sb3_trustregion.benchmark.variants import ABLATION, OURS, SENSITIVITY, STOCK, TUNED, Variant
 from sb3_trustregion.common.validation import check_integer
 
@@ -55,9 +56,9 @@ class Report:
         main = select(lambda variant: variant.role in (STOCK, OURS))
         tuned = select(lambda variant: variant.role == TUNED or (variant.role == STOCK and variant.per_task))
         sections = {"Is it better than stock?": ("stock", main), "With hyperparameters for each task": ("tuned", tuned)}
-        for title, (name, variants) in sections.items():
+        for question, (name, variants) in sections.items():
             if any(variant.role != STOCK for variant in variants) or (variants and name == "stock"):
-                self.page.add(title, SECTION)
+                self.page.add(question, SECTION)
                 self._beside_stock(variants, name)
         self._radius()
         self._sensitivity()
@@ -179,9 +180,9 @@ class Report:
                 self.page.picture(name, figure, f"Every run on {task}. ρ is cut off beyond ±3.")
 
     def _cost(self) -> None:
-        done = self.collection.finished.reindex(
-            columns=["variant", "task", "training_cpu_seconds", "n_timesteps", "total_seconds"]
-        )
+        table = self.collection.table
+        columns = ["variant", "task", "training_cpu_seconds", "n_timesteps", "total_seconds"]
+        done = table[table["status"] == "finished"].reindex(columns=columns)
         self.page.add("What it costs", SECTION)
         self.page.add(f"{COST} All runs together took {done['total_seconds'].sum() / 3600:.1f} hours.")
         cost = done.assign(cost=1e5 * done["training_cpu_seconds"] / done["n_timesteps"])
@@ -194,7 +195,7 @@ class Report:
         self.page.add("Failed runs", SECTION)
         self.page.add(f"{len(failed)} of {len(self.collection.runs)} runs failed.")
         for run in failed:
-            with self.page.fold(f"{run.variant.name} on {run.key[0]}, seed {run.key[2]}"):
+            with self.page.fold(title(run.key)):
                 self.page.code(run.traceback())
 
 

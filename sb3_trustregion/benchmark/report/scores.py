@@ -100,11 +100,6 @@ class Collection:
         """:return: those that it has been run with"""
         return sorted({seed for _, name, seed in self.runs if name == variant.name})
 
-    @property
-    def finished(self) -> pd.DataFrame:
-        """Rows of the runs that finished."""
-        return self.table[self.table["status"] == "finished"]
-
 
 def collect(results: Results, allow_mixed: bool = False) -> Collection:
     """
