@@ -29,15 +29,10 @@ INCOMING = ".incoming"
 
 @dataclass(frozen=True)
 class Run:
-    """
-    The result of a run.
-
-    :param folder: where it is
-    :param record: what ``run.json`` says
-    """
+    """The result of a run."""
 
     folder: Path
-    record: dict[str, Any]
+    record: dict[str, Any]  # what ``run.json`` says
 
     @property
     def variant(self) -> Variant:

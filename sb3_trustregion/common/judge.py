@@ -46,19 +46,12 @@ LARGEST_DRIFT = 2.0
 
 
 class Snapshot(NamedTuple):
-    """
-    The policy before an update.
+    """The policy before an update."""
 
-    :param undone: what a roll-back brings back, by name
-    :param kept: what else was of the policy that acted, for its critic to be asked later
-    :param joint: whether actor, critic and optimiser are undone together
-    :param optimizer: state of the optimiser; None where it does not move the actor
-    """
-
-    undone: Tensors
-    kept: Tensors
-    joint: bool
-    optimizer: dict[Any, Any] | None = None
+    undone: Tensors  # what a roll-back brings back, by name
+    kept: Tensors  # what else was of the policy that acted, for its critic to be asked later
+    joint: bool  # whether actor, critic and optimiser are undone together
+    optimizer: dict[Any, Any] | None = None  # state of the optimiser; None where it does not move the actor
 
     @classmethod
     def of(cls, policy: ActorCriticPolicy, undone: Iterable[str] | None = None) -> "Snapshot":
@@ -124,39 +117,23 @@ class Snapshot(NamedTuple):
 
 
 class PendingStep(NamedTuple):
-    """
-    A step taken and not yet judged, or undone and not yet reviewed.
+    """A step taken and not yet judged, or undone and not yet reviewed."""
 
-    :param before: θ_k, and the critic V as it stood when rollout k was collected
-    :param left: fingerprint of the policy that the update left behind
-    :param baseline: of rollout k, by the estimator in use
-    :param promise: what the step promised
-    :param scale: unit of the rewards in which both rollouts are compared
-    :param gamma: discount factor of that time
-    :param started_fresh: whether rollout k began with new episodes
-    """
-
-    before: Snapshot
-    left: str
-    baseline: Estimate
+    before: Snapshot  # θ_k, and the critic V as it stood when rollout k was collected
+    left: str  # fingerprint of the policy that the update left behind
+    baseline: Estimate  # performance in rollout k, by the estimator in use
     promise: Promise
-    scale: float
-    gamma: float
-    started_fresh: bool
+    scale: float  # unit of the rewards in which both rollouts are compared
+    gamma: float  # discount factor of that time
+    started_fresh: bool  # whether rollout k began with new episodes
 
 
 class Rejected(NamedTuple):
-    """
-    A step that was undone, until the rollout of the restored policy shows whether that helped.
+    """A step that was undone, until the rollout of the restored policy shows whether that helped."""
 
-    :param step: the step; ``left`` is of the restored policy
-    :param performance: of the policy that it led to, by the estimator in use
-    :param state: before the step was judged
-    """
-
-    step: PendingStep
-    performance: Estimate
-    state: TrustRegionState
+    step: PendingStep  # ``left`` is of the restored policy
+    performance: Estimate  # of the policy that the step led to, by the estimator in use
+    state: TrustRegionState  # before the step was judged
 
 
 class Verdict(NamedTuple):

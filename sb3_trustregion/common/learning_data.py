@@ -33,47 +33,26 @@ ObsArray = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
 
 
 class Rollout(NamedTuple):
-    """
-    T steps of N environments by one policy, time first.
+    """T steps of N environments by one policy, time first."""
 
-    :param observations: (T, N, ...) or a dict of those, as the policy saw them
-    :param last_observations: (N, ...), seen after the last step
-    :param terminal_observations: (K, ...), seen at the K truncated steps before the reset; None where K = 0
-    :param truncated: shape (K,), index t·N + n of the truncated steps
-    :param actions: shape (T, N, A)
-    :param log_probs: shape (T, N), of the actions, by the policy that acted
-    :param rewards: shape (T, N), without SB3's bootstrap at truncated steps
-    :param values: shape (T, N), by the critic of that time
-    :param last_values: shape (N,), by the same after the last step
-    :param terminal_values: shape (K,), by the same at the truncated steps
-    :param dones: shape (T, N), whether the episode ended with that step
-    :param scales: shape (T,), what ``VecNormalize`` divided the rewards of each step by; ones without it
-    :param faulty: shape (T, N), transitions that nothing is to be learned from
-    :param episode_returns: shape (E,), returns of the episodes that ended, by ``Monitor``
-    :param episode_lengths: shape (E,), their lengths
-    :param gamma: discount factor
-    :param is_recorded: whether all of this is known: a buffer filled by the user's own loop has no record beside it
-    :param starts_fresh: whether all environments began an episode with it, as after a reset
-    """
-
-    observations: ObsArray
-    last_observations: ObsArray
-    terminal_observations: ObsArray | None
-    truncated: npt.NDArray[np.int64]
-    actions: FloatArray
-    log_probs: FloatArray
-    rewards: FloatArray
-    values: FloatArray
-    last_values: FloatArray
-    terminal_values: FloatArray
-    dones: BoolArray
-    scales: FloatArray
-    faulty: BoolArray
-    episode_returns: FloatArray
-    episode_lengths: FloatArray
-    gamma: float
-    is_recorded: bool
-    starts_fresh: bool
+    observations: ObsArray  # (T, N, ...) or a dict of those, as the policy saw them
+    last_observations: ObsArray  # (N, ...), seen after the last step
+    terminal_observations: ObsArray | None  # (K, ...), seen at the K truncated steps before the reset; None where K = 0
+    truncated: npt.NDArray[np.int64]  # (K,), index t·N + n of the truncated steps
+    actions: FloatArray  # (T, N, A)
+    log_probs: FloatArray  # (T, N), of the actions, by the policy that acted
+    rewards: FloatArray  # (T, N), without SB3's bootstrap at truncated steps
+    values: FloatArray  # (T, N), by the critic of that time
+    last_values: FloatArray  # (N,), by the same critic after the last step
+    terminal_values: FloatArray  # (K,), by the same critic at the truncated steps
+    dones: BoolArray  # (T, N), whether the episode ended with that step
+    scales: FloatArray  # (T,), what ``VecNormalize`` divided the rewards of each step by; ones without it
+    faulty: BoolArray  # (T, N), transitions that nothing is to be learned from
+    episode_returns: FloatArray  # (E,), of the episodes that ended, by ``Monitor``
+    episode_lengths: FloatArray  # (E,), of the same episodes
+    gamma: float  # discount factor
+    is_recorded: bool  # whether all of this is known: a buffer filled by the user's own loop has no record beside it
+    starts_fresh: bool  # whether all environments began an episode with it, as after a reset
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -13,23 +13,14 @@ T = TypeVar("T")
 
 
 class Batch(NamedTuple):
-    """
-    Samples of one policy; n of them.
+    """Samples of one policy; n of them."""
 
-    :param observations: as the policy takes them, (n, ...) or a dict of those
-    :param actions: as ``Distribution.log_prob`` takes them, (n, A) or (n,) of integers
-    :param advantages: shape (n,), Â, in reward units
-    :param returns: shape (n,), targets of the critic
-    :param signs: shape (n,), ±1 by blocks, see ``improvement.alternating_signs``
-    :param blocks: shape (n,), block of each sample, see ``improvement.block_ids``
-    """
-
-    observations: Observations
-    actions: th.Tensor
-    advantages: th.Tensor
-    returns: th.Tensor
-    signs: th.Tensor
-    blocks: npt.NDArray[np.int64]
+    observations: Observations  # (n, ...) or a dict of those, as the policy takes them
+    actions: th.Tensor  # (n, A), or (n,) of integers, as ``Distribution.log_prob`` takes them
+    advantages: th.Tensor  # (n,), Â, in reward units
+    returns: th.Tensor  # (n,), targets of the critic
+    signs: th.Tensor  # (n,), ±1 by blocks, see ``improvement.alternating_signs``
+    blocks: npt.NDArray[np.int64]  # (n,), block of each sample, see ``improvement.block_ids``
 
     @property
     def n_samples(self) -> int:

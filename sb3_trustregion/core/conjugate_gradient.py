@@ -7,17 +7,12 @@ import torch as th
 
 
 class CGSolution(NamedTuple):
-    """
-    :param x: shape (P,), the solution
-    :param residual: scalar tensor, relative residual ‖g - (F + λI)x‖/‖g‖
-    :param n_steps: products spent
-    :param damped_curvature: scalar tensor, xᵀ(F + λI)x, known without another product
-    """
+    """What conjugate gradient found."""
 
-    x: th.Tensor
-    residual: th.Tensor
-    n_steps: int
-    damped_curvature: th.Tensor
+    x: th.Tensor  # (P,), the solution
+    residual: th.Tensor  # scalar, relative residual ‖g - (F + λI)x‖/‖g‖
+    n_steps: int  # products spent
+    damped_curvature: th.Tensor  # scalar, xᵀ(F + λI)x, known without another product
 
 
 def conjugate_gradient(

@@ -23,18 +23,12 @@ FEW = 16
 
 
 class ParameterVector(NamedTuple):
-    """
-    The parameters that influence the action distribution, laid out as one vector θ.
+    """The parameters that influence the action distribution, laid out as one vector θ."""
 
-    :param names: names in ``policy.named_parameters()``
-    :param shapes: shape of each
-    :param differentiable_twice: whether autograd can tell how the distribution's parameters change along a direction
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # in ``policy.named_parameters()``
     shapes: tuple[th.Size, ...]
     dtypes: tuple[th.dtype, ...]
-    differentiable_twice: bool = True
+    differentiable_twice: bool = True  # whether autograd tells how the distribution changes along a direction
 
     @property
     def sizes(self) -> list[int]:

@@ -24,19 +24,12 @@ LEAST_WEIGHT, LARGEST_WEIGHT = 1e-4, 1e6
 
 
 class Terms(NamedTuple):
-    """
-    Of the loss of a mini-batch, scalar tensors.
+    """Terms of the loss of a mini-batch, scalar tensors."""
 
-    :param policy: -mean of r·Â
-    :param value: mean squared error of the critic
-    :param entropy: -mean entropy
-    :param kl: mean KL(old‖new), nats, joint over action dimensions
-    """
-
-    policy: th.Tensor
-    value: th.Tensor
-    entropy: th.Tensor
-    kl: th.Tensor
+    policy: th.Tensor  # -mean of r·Â
+    value: th.Tensor  # mean squared error of the critic
+    entropy: th.Tensor  # -mean entropy
+    kl: th.Tensor  # mean KL(old‖new), nats, joint over action dimensions
 
 
 def loss_terms(

@@ -17,22 +17,12 @@ class StepStatus(Enum):
 
 
 class Step(NamedTuple):
-    """
-    A step from θ_k, or the reason why there is none.
+    """A step from θ_k, or the reason why there is none."""
 
-    :param status: accepted or invalid; rejected is only known after the next rollout
-    :param parameters: shape (P,), θ_{k+1}; θ_k where invalid
-    :param evaluation: model at ``parameters``
-    :param linear_gain: gᵀs, gain of the linearised model, reward units
-    :param n_backtracks: trial points beyond the first
-    :param reason: empty where accepted
-    :param radius_at_fault: whether a smaller radius could have made the step valid
-    """
-
-    status: StepStatus
-    parameters: th.Tensor
-    evaluation: Evaluation
-    linear_gain: float
-    n_backtracks: int = 0
-    reason: str = ""
-    radius_at_fault: bool = False
+    status: StepStatus  # accepted or invalid; rejected is only known after the next rollout
+    parameters: th.Tensor  # (P,), θ_{k+1}; θ_k where invalid
+    evaluation: Evaluation  # model at ``parameters``
+    linear_gain: float  # gᵀs, gain of the linearised model, reward units
+    n_backtracks: int = 0  # trial points beyond the first
+    reason: str = ""  # empty where accepted
+    radius_at_fault: bool = False  # whether a smaller radius could have made the step valid

@@ -28,19 +28,12 @@ LEAST_EFFECTIVE_SHARE = 0.5
 
 
 class Evaluation(NamedTuple):
-    """
-    The model at a trial point.
+    """The model at a trial point."""
 
-    :param gain: L(θ) - L(θ_k), reward units; NaN where the point is not usable
-    :param gain_stderr: its standard error by batch means, for fixed θ
-    :param kl: mean KL(π_k‖π_θ), nats, joint over action dimensions
-    :param effective_share: effective sample size of the ratios π_θ/π_k over that of the batch (Kish), in (0, 1]
-    """
-
-    gain: float
-    gain_stderr: float
-    kl: float
-    effective_share: float
+    gain: float  # L(θ) - L(θ_k), reward units; NaN where the point is not usable
+    gain_stderr: float  # standard error of the gain by batch means, for fixed θ
+    kl: float  # mean KL(π_k‖π_θ), nats, joint over action dimensions
+    effective_share: float  # effective sample size of the ratios π_θ/π_k over that of the batch (Kish), in (0, 1]
 
     @property
     def is_finite(self) -> bool:
