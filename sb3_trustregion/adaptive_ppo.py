@@ -245,10 +245,8 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
 
     def _run_epochs(self, clip_range: float) -> ValueError | None:
         """
-        PPO's own epochs, which see ε = schedule × factor and nothing else.
-
-        :param clip_range: that ε
-        :return: what ``torch.distributions`` raises where parameters are not finite any more
+        PPO's own epochs, which see ε = schedule × factor and nothing else. Returns what ``torch.distributions`` raises
+        where parameters are not finite any more.
         """
         schedule = self.clip_range
         assert callable(schedule)

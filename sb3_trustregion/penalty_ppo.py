@@ -179,10 +179,9 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
         self, samples: RolloutBufferSamples, old: Parameters, target: float
     ) -> tuple[dict[str, float], ValueError | None]:
         """
-        :param samples: all of the rollout
-        :param old: parameters of their action distributions
-        :param target: of the joint KL
-        :return: mean losses by name; what ``torch.distributions`` raises where parameters are not finite any more
+        Epochs over the samples of a rollout, of which ``old`` are the action distributions' parameters and ``target``
+        is the joint KL. Returns mean losses by name, and what ``torch.distributions`` raises where parameters are not
+        finite any more.
         """
         clip_range_vf = self.clip_range_vf(self._current_progress_remaining) if callable(self.clip_range_vf) else None
         self._update_learning_rate(self.policy.optimizer)

@@ -63,11 +63,7 @@ class Run:
 
 
 class Results:
-    """
-    The runs in a folder.
-
-    :param output: the folder
-    """
+    """The runs in a folder."""
 
     def __init__(self, output: Path) -> None:
         self.output, self.runs_folder, self.archive = output, output / "runs", output / ARCHIVE_FILE

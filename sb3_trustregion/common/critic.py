@@ -18,9 +18,8 @@ def fit_critic(
     policy: ActorCriticPolicy, actor: ParameterVector, batch: Batch, n_passes: int, batch_size: int
 ) -> float:
     """
-    Fit values to returns in ``n_passes`` over the batch.
-
-    :return: mean loss over all mini-batches; NaN where the fit left the finite numbers and was undone
+    Fit values to returns in ``n_passes`` over the batch. Returns the mean loss over all mini-batches, NaN where the fit
+    left the finite numbers and was undone.
     """
     critic, optimizer = critic_parameters(policy, actor), policy.optimizer
     if not critic or n_passes == 0 or batch.n_samples == 0:

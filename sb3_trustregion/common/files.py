@@ -32,12 +32,10 @@ class DamagedFileError(ValueError):
 
 class StockModel:
     """
-    A checkpoint of stock PPO, A2C or TRPO.
+    A checkpoint of stock PPO, A2C or TRPO: the file that ``save`` wrote, or a file-like.
 
-    :param path: the file that ``save`` wrote, or a file-like
-    :param device: where its tensors go
-    :param custom_objects: objects that replace those in the file, which are then not unpickled
-    :param print_system_info: whether to print information on the system that saved it and on this one
+    Arguments are those of SB3's ``load``; what ``custom_objects`` replace is not unpickled.
+
     :raises ValueError: where the file is damaged or holds no policy
     """
 
@@ -65,18 +63,12 @@ class StockModel:
         self.is_ppo = "clip_range" in self.data
 
     def check_spaces(self, env: GymEnv) -> None:
-        """
-        :param env: an environment, wrapped as for training
-        :raises ValueError: where its spaces are not the file's, as in SB3's ``load``
-        """
+        """A ``ValueError`` where the spaces of an environment, wrapped as for training, are not the file's."""
         spaces = (_convert_space(self.data[name]) for name in ("observation_space", "action_space"))
         check_for_correct_spaces(env, *spaces)
 
     def arguments(self, accepted: set[str]) -> dict[str, Any]:
-        """
-        :param accepted: names of the constructor's arguments
-        :return: those that the file sets and that keep their meaning
-        """
+        """The arguments in the file that a constructor, which accepts these names, takes in the same meaning."""
         same_loss = (self.is_ppo and "n_epochs" in accepted) or (self.is_trpo and "cg_damping" in accepted)
         names = (accepted & STOCK_ARGUMENTS & self.data.keys()) - OF_THE_RUN - (set() if same_loss else OF_THE_LOSS)
         if self.is_ppo and "clip_range" not in accepted:
@@ -86,10 +78,7 @@ class StockModel:
 
 def check_file(path: File, algorithm: str, own_arguments: tuple[str, ...]) -> None:
     """
-    :param path: a file that is to be loaded
-    :param algorithm: name of the class that loads it
-    :param own_arguments: which this class alone saves together
-    :raises ValueError: where the file is damaged or another algorithm's
+    A ``ValueError`` where a file is damaged or another algorithm's: without the arguments that this class alone saves.
     """
     if not check_complete(path) >= set(own_arguments):
         raise ValueError(
@@ -102,9 +91,7 @@ def check_complete(path: File) -> set[str]:
     """
     Read all that SB3's loader reads, but unpickle nothing: what goes wrong later is not the file's fault.
 
-    :param path: a file that SB3 or this package saved, or a file-like
-    :return: names of the attributes that it holds
-    :raises ValueError: where the file is damaged or holds no policy
+    Returns the names of the attributes in the file; a ``ValueError`` where it is damaged or holds no policy.
     """
     file = open_path(path, "r", suffix="zip")
     try:
@@ -120,12 +107,7 @@ def check_complete(path: File) -> set[str]:
 
 
 def read_parameters(path: File, device: th.device | str) -> dict[str, Any]:
-    """
-    :param path: a file that SB3 or this package saved, or a file-like
-    :param device: where its tensors go
-    :return: its state_dicts by name
-    :raises ValueError: where the file is damaged or holds no policy
-    """
+    """The state_dicts in a file by name; a ``ValueError`` where it is damaged or holds no policy."""
     check_complete(path)
     return dict(load_from_zip_file(path, device=device, load_data=False)[1])
 
@@ -133,10 +115,8 @@ def read_parameters(path: File, device: th.device | str) -> dict[str, Any]:
 @contextmanager
 def reading(path: object) -> Iterator[None]:
     """
-    Tell whatever goes wrong as damage: not to be put around what an environment or arguments take part in.
-
-    :param path: the file that is read
-    :raises ValueError: naming it and what to do, in place of the many errors that a damaged file gives
+    Tell whatever goes wrong as damage, by a ``ValueError`` that names the file and what to do, in place of the many
+    errors that a damaged file gives: not to be put around what an environment or arguments take part in.
     """
     try:
         yield

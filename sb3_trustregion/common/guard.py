@@ -38,8 +38,6 @@ class Screen:
 
     Not a wrapper: who looks through the wrappers meets the user's own. Two methods of the environment's instance are
     overlaid for as long as it looks.
-
-    :param normalizer: beneath which it looks
     """
 
     def __init__(self, normalizer: VecNormalize) -> None:
@@ -163,9 +161,8 @@ def replace(values: Any, faulty: BoolArray, stand_ins: Any) -> None:
 
 def is_understood(policy: ActorCriticPolicy, observations: ObsArray) -> bool:
     """
-    Whether a policy makes numbers of observations that are none, such as NaN for a missing value.
-
-    :return: whether its outputs and their gradients are finite (a logit may be -inf: a mask)
+    Whether a policy makes numbers of observations that are none, such as NaN for a missing value: whether its outputs
+    and their gradients are finite (a logit may be -inf: a mask).
     """
     policy = uncompiled(policy)
     parts = observations.values() if isinstance(observations, dict) else (observations,)
@@ -193,8 +190,6 @@ def refuse(model: OnPolicyAlgorithm, reason: str, lasting: bool) -> None:
     """
     Count an update without a step, tell the user in time, end a training that cannot learn.
 
-    :param model: an algorithm of ours
-    :param reason: what was wrong
     :param lasting: whether training ends if this goes on: not for a mere lack of improvement
     :raises UnusableDataError: after ``STOP_AFTER`` lasting faults in a row; the last good policy is in place
     """

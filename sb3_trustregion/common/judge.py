@@ -56,10 +56,8 @@ class Snapshot(NamedTuple):
     @classmethod
     def of(cls, policy: ActorCriticPolicy, undone: Iterable[str] | None = None) -> "Snapshot":
         """
-        :param policy: about to be updated
-        :param undone: names of the parameters that a roll-back brings back, apart from critic and optimiser; None for
-            all trainable ones and the optimiser: where they are one network
-        :return: copies
+        Copies of a policy that is about to be updated. A roll-back brings back the parameters that ``undone`` names,
+        apart from critic and optimiser; where that is None all trainable ones and the optimiser: they are one network.
         """
         policy = uncompiled(policy)
         tensors = snapshot(policy)
@@ -95,9 +93,8 @@ class Snapshot(NamedTuple):
         """
         End an update, in evaluation mode, unless it has led something out of the finite numbers: then it is undone.
 
-        First, as that mode may fold parameters into frozen ones. A buffer of the user's may hold infinity.
-
-        :return: whether it is undone
+        First, as that mode may fold parameters into frozen ones. A buffer of the user's may hold infinity. Returns
+        whether the update is undone.
         """
         sound = {name for name, tensor in self.tensors.items() if bool(th.isfinite(tensor).all())}
         spoiled = not all(bool(th.isfinite(now).all()) for name, now in tensors_of(policy).items() if name in sound)
@@ -338,9 +335,8 @@ def make_judge(model: Any, start: float, given: float) -> Judge:
 
 def obstacle(rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> str:
     """
-    Why a step cannot be judged: its policy and rollout must differ from those before by that step alone.
-
-    :return: nothing where it can
+    Why a step cannot be judged, nothing where it can: its policy and rollout must differ from those before by that step
+    alone.
     """
     if not rollout.is_recorded:
         return "the buffer holds what was not collected by collect_rollouts, one sample a step"

@@ -70,13 +70,9 @@ class Rollout(NamedTuple):
         self, values: FloatArray, last_values: FloatArray, terminal_values: FloatArray, scale: float
     ) -> FloatArray:
         """
-        TD residuals d = r + γ·V(s')·(1 - terminated) - V(s) by one critic, whichever it is.
+        TD residuals d = r + γ·V(s')·(1 - terminated) - V(s) by any critic, shape (T, N), NaN where faulty.
 
-        :param values: shape (T, N), V(s)
-        :param last_values: shape (N,), after the last step
-        :param terminal_values: shape (K,), at the truncated steps
-        :param scale: unit of the rewards, as of ``scales``
-        :return: shape (T, N), NaN where a transition is faulty
+        Values are shaped as those of the rollout; ``scale`` is the unit of the rewards, as of ``scales``.
         """
         following = np.where(self.dones, 0.0, np.concatenate([values[1:], last_values[None]]).astype(np.float64))
         following.reshape(-1)[self.truncated] = terminal_values
@@ -108,9 +104,8 @@ def unit_of_advantages(rollout: Rollout, buffer: RolloutBuffer) -> float:
     Rewards for each unit of the buffer's advantages: 1 where SB3 computed them, another where the user has scaled them.
 
     GAE's advantages obey A = d + γ·λ·A' within an episode. So it is d that is compared, by the buffer's advantages and
-    by the rewards, both without what a constant added to all advantages would make of it.
-
-    :return: slope of the latter on the former; 1 where the two say different things, or nothing was recorded
+    by the rewards, both without what a constant added to all advantages would make of it: the slope of the latter on
+    the former; 1 where the two say different things, or nothing was recorded.
     """
     if not rollout.is_recorded:
         return 1.0
@@ -160,9 +155,8 @@ def make_batch(buffer: RolloutBuffer, faulty: BoolArray) -> Batch:
 
 def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
     """
-    All samples as the buffer itself hands them out, at the cost of no random number.
-
-    :return: the samples; whether they are environment by environment in the order of time
+    All samples as the buffer itself hands them out, at the cost of no random number; whether they are environment by
+    environment in the order of time.
     """
     own, view = vars(buffer), copy.copy(buffer)
     replaced = {"get", "_get_samples"} & own.keys()

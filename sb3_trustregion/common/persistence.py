@@ -49,9 +49,8 @@ def part(state: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def numbers(state: Mapping[str, Any], name: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Numbers of one part, by the type that each is to have; one that does not fit its type stays as it is.
-
-    :raises RuntimeError: where one is missing, as ``torch.nn.Module.load_state_dict`` does
+    Numbers of one part, by the type that each is to have; one that does not fit its type stays as it is. A
+    ``RuntimeError``, as of ``torch.nn.Module.load_state_dict``, where one is missing.
     """
     found = part(state, name)
     _check_present(state, [f"{name}.{key}" for key in kinds])

@@ -62,9 +62,7 @@ class Recorder:
         """
         Note one step, and put stand-ins in place of what is faulty.
 
-        :param model: that has taken it
-        :param seen: the local variables of SB3's ``collect_rollouts``
-        :param screen: beneath ``VecNormalize``, if there is one
+        ``seen`` are the local variables of SB3's ``collect_rollouts``, ``screen`` is that beneath ``VecNormalize``.
         """
         rewards, dones = seen["rewards"], np.asarray(seen["dones"], dtype=bool)
         bad_observations = self._clean(model, seen["new_obs"], model._last_obs)
@@ -183,13 +181,7 @@ def unrecorded(shape: tuple[int, int], gamma: float) -> Rollout:
 
 
 class RecordingCallback(BaseCallback):
-    """
-    Lets the recorder see each step before the user's callback does.
-
-    :param model: whose recorder is fed
-    :param callback: the user's
-    :param screen: beneath ``VecNormalize``, if there is one
-    """
+    """Lets a model's recorder see each step after the user's callback; ``screen`` is that beneath ``VecNormalize``."""
 
     def __init__(self, model: OnPolicyAlgorithm, callback: BaseCallback, screen: Screen | None) -> None:
         super().__init__()

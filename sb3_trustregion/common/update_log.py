@@ -15,12 +15,8 @@ from sb3_trustregion.core.surrogate import Evaluation, Surrogate
 
 def log_update(model: OnPolicyAlgorithm, status: StepStatus, verdict: Verdict | None = None, **values: float) -> None:
     """
-    Log one ``train()`` under ``train/``.
-
-    :param model: the algorithm
-    :param status: what became of the step
-    :param verdict: on the step before
-    :param values: further ones by name; those that are NaN are left out
+    Log one ``train()`` under ``train/``: what became of its step, the verdict on the step before, and further values by
+    name. Those that are NaN are left out.
     """
     logged: dict[str, float] = {
         "step_status": status.value,

@@ -85,11 +85,7 @@ def settle(model: Any, check: Callable[..., Any], *names: str, optional: bool = 
 
 
 def settle_ppo(model: Any) -> None:
-    """
-    Settle what stock PPO has beyond other on-policy algorithms, but for its clip range.
-
-    :param model: which keeps its arguments as attributes
-    """
+    """Settle the arguments that stock PPO has beyond other on-policy algorithms, but for its clip range."""
     settle(model, check_integer, "n_epochs", at_least=1)
     settle(model, check_integer, "batch_size", at_least=2 if model.normalize_advantage else 1)
     settle(model, check_schedule, "clip_range_vf", optional=True, above=0.0, infinite=True)
@@ -100,13 +96,8 @@ def settle_ppo(model: Any) -> None:
 
 def sizes_of_ppo(env: Any, normalize_advantage: Any, n_steps: Any, batch_size: Any) -> tuple[bool, int, int]:
     """
-    Check what stock PPO's constructor divides by or asserts before anything else is asked.
-
-    :param env: the environment, or its name
-    :param normalize_advantage: as in the constructor, as are the others
-    :param n_steps: of a rollout
-    :param batch_size: of a mini-batch
-    :return: the three, as plain Python
+    Check the three numbers that stock PPO's constructor divides by or asserts before anything else is asked, and return
+    them as plain Python.
     """
     normalize_advantage = check_bool("normalize_advantage", normalize_advantage)
     at_least = 2 if normalize_advantage else 1

@@ -19,16 +19,11 @@ def conjugate_gradient(
     product: Callable[[th.Tensor], th.Tensor], g: th.Tensor, max_steps: int, residual_tol: float
 ) -> CGSolution:
     """
-    Solve product(x) = g from x = 0.
+    Solve product(x) = g, shapes (P,), from x = 0; ``product`` is a symmetric positive definite matrix.
 
-    A direction of curvature that is not positive (rounding, overflow) ends the iteration with the solution so far.
-    On CUDA the stop is a mask, not a branch, so that the host never waits inside the loop.
-
-    :param product: symmetric positive definite matrix as a function
-    :param g: shape (P,), right-hand side
-    :param max_steps: bound on the number of products
-    :param residual_tol: stop at this relative residual, 0 spends all steps
-    :return: the solution
+    Stops at the relative residual ``residual_tol``: 0 spends all ``max_steps`` products. A direction of curvature that
+    is not positive (rounding, overflow) ends the iteration with the solution so far. On CUDA the stop is a mask, not a
+    branch, so that the host never waits inside the loop.
     """
     on_cpu = g.device.type == "cpu"
     x, r, p = th.zeros_like(g), g.clone(), g.clone()

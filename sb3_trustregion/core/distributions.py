@@ -72,12 +72,8 @@ def distribution_parameters(distribution: Distribution) -> Parameters:
 
 def kl_divergence(kind: Distribution, old: Parameters, new: Parameters) -> th.Tensor:
     """
-    KL(old ‖ new) of each state, joint over action dimensions, in double precision: small steps cancel.
-
-    :param kind: any distribution of the policy's kind
-    :param old: parameters of the old distributions
-    :param new: parameters of the new distributions
-    :return: shape (B,), nats
+    KL(old ‖ new) of each state, shape (B,), nats, joint over action dimensions; ``kind`` is any distribution of the
+    policy's kind. In double precision: small steps cancel.
     """
     old = tuple(parameter.double() for parameter in old)
     new = tuple(parameter.double() for parameter in new)
@@ -90,15 +86,10 @@ def kl_divergence(kind: Distribution, old: Parameters, new: Parameters) -> th.Te
 
 def fisher_times(kind: Distribution, parameters: Parameters, tangents: Parameters) -> Parameters:
     """
-    The closed-form Fisher matrix of each state's distribution times a tangent of its parameters.
+    The closed-form Fisher matrix of each state's distribution times a tangent of its parameters, both of their shapes.
 
     Gaussian: 1/σ² for the mean, 2/σ² for σ. Categorical: diag(p) - ppᵀ. Bernoulli: p(1-p). Positive
     semi-definite, so that conjugate gradient never meets negative curvature.
-
-    :param kind: any distribution of the policy's kind
-    :param parameters: where the matrix is taken
-    :param tangents: what it is multiplied with, shapes as ``parameters``
-    :return: shapes as ``parameters``
     """
     if isinstance(kind, GAUSSIAN):
         precision = parameters[1] ** -2

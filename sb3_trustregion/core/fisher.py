@@ -20,11 +20,8 @@ class FisherProduct:
     """
     The damped matrix F + λI as a function.
 
-    :param kind: any distribution of the policy's kind
-    :param outputs: parameters of the action distributions, batch first, attached to a graph from ``vector``
-    :param vector: shape (P,), the leaf θ that ``outputs`` depend on
-    :param damping: λ
-    :param jacobian_times: v ↦ J·v, shapes as the distribution's parameters; None for two reverse passes
+    ``outputs`` are parameters of the action distributions, batch first, attached to a graph from the leaf ``vector``,
+    shape (P,), which is θ; ``jacobian_times`` is v ↦ J·v, None for two reverse passes.
     """
 
     def __init__(

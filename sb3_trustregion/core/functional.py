@@ -18,11 +18,7 @@ from sb3_trustregion.core.distributions import (
 
 
 class PolicyFunction(nn.Module):
-    """
-    A function of the policy's parameters and of its arguments; a subclass says which, in ``forward``.
-
-    :param policy: the policy
-    """
+    """A function of the policy's parameters and of its arguments; a subclass says which, in ``forward``."""
 
     def __init__(self, policy: ActorCriticPolicy) -> None:
         super().__init__()

@@ -144,14 +144,11 @@ def episode_ids(dones: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
 
 def performance(residuals: FloatArray, dones: npt.NDArray[np.bool_]) -> Estimate:
     """
-    Mean TD residual of a rollout, the larger of two standard errors.
+    Mean TD residual of a rollout, shape (T, N), NaN where faulty, with the larger of two standard errors; NaN where
+    more than half of the transitions are faulty.
 
     Blocks of equal length miss what repeats with each episode where few episodes fit a rollout; whole episodes miss
     what happens where they are longer than it. Each sees what the other misses.
-
-    :param residuals: shape (T, N), NaN where a transition is faulty
-    :param dones: shape (T, N)
-    :return: mean and standard error, reward units; NaN where more than half of the transitions are faulty
     """
     fine = np.isfinite(residuals)
     if 2 * fine.sum() < fine.size:
@@ -169,13 +166,8 @@ def own_share(residuals: FloatArray, ratios: FloatArray, dones: npt.NDArray[np.b
 
     By the performance-difference lemma (Kakade & Langford 2002, lemma 6.1) a step improves by the mean of d over what
     its policy does. In the same states the old policy's r·d has mean zero, and to take that off takes most of the noise
-    with it, and what rewards or transitions have changed by.
-
-    :param residuals: shape (T, N), TD residuals d of the rollout after the step by the critic before it, NaN where
-        faulty
-    :param ratios: shape (T, N), π_k/π_{k+1} of its actions
-    :param dones: shape (T, N)
-    :return: mean and standard error, reward units
+    with it, and what rewards or transitions have changed by. Shapes are (T, N): d are TD residuals of the rollout after
+    the step by the critic before it, NaN where faulty; r is of its actions.
     """
     fine = np.isfinite(residuals)
     # The mean of 1 - r is zero, so what all have in common is noise as well.
@@ -192,11 +184,8 @@ def alternating_signs(n_steps: int, n_envs: int) -> FloatArray:
 
 def batch_means(values: FloatArray, blocks: npt.NDArray[np.int64]) -> Estimate:
     """
-    Mean of correlated samples with its standard error by batch means (Law & Kelton).
-
-    :param values: samples, any shape
-    :param blocks: block of each sample, same shape; blocks are long enough to be independent of each other
-    :return: mean and standard error; the latter infinite where a single block leaves it unknown
+    Mean of correlated samples, any shape, with its standard error by batch means (Law & Kelton). ``blocks``, same
+    shape, are long enough to be independent of each other; where there is but one the standard error is infinite.
     """
     flat = np.asarray(values, dtype=np.float64).ravel()
     counts = np.bincount(blocks.ravel())
@@ -228,15 +217,11 @@ def episode_returns(returns: FloatArray) -> Estimate:
 
 def per_step(estimate: Estimate, lengths: FloatArray) -> Estimate:
     """
-    A difference of returns in the units of the surrogate.
+    A difference of returns η(π') - η(π), by the lengths (E,) of the episodes of π', in the units of the surrogate.
 
     η(π') - η(π) is the sum over an episode of π' of the advantages of π (eq. 15 of the overview): over the length of
-    that episode it is their mean. One length for both returns: over its own each return is the mean reward, which
-    says nothing where rewards are constant and only lengths differ.
-
-    :param estimate: η(π') - η(π)
-    :param lengths: shape (E,), lengths of the episodes of π'
-    :return: improvement per environment step
+    that episode it is their mean, the improvement per environment step. One length for both returns: over its own each
+    return is the mean reward, which says nothing where rewards are constant and only lengths differ.
     """
     scale = float(np.mean(lengths)) if len(lengths) else math.nan
     return Estimate(estimate.mean / scale, estimate.stderr / scale)

@@ -18,12 +18,7 @@ ADJOINT_TOLERANCE = 1e-2
 
 
 class ReverseTwice:
-    """
-    J·v by two reverse passes, exact.
-
-    :param outputs: attached to a graph from ``vector``
-    :param vector: shape (P,), the leaf θ
-    """
+    """J·v by two reverse passes, exact; outputs are attached to a graph from the leaf θ, shape (P,)."""
 
     def __init__(self, outputs: Parameters, vector: th.Tensor) -> None:
         self.cotangents = tuple(th.zeros_like(output, requires_grad=True) for output in outputs)
@@ -37,11 +32,8 @@ class ReverseTwice:
 
 def pulled_back(outputs: Parameters, vector: th.Tensor, cotangents: Parameters, **kwargs: bool) -> th.Tensor:
     """
-    :param outputs: some of them attached to a graph from ``vector``: a frozen standard deviation, say, is not
-    :param vector: shape (P,), the leaf θ
-    :param cotangents: u, shapes as ``outputs``
-    :param kwargs: of ``torch.autograd.grad``
-    :return: Jᵀu, shape (P,)
+    Jᵀu, shape (P,), of cotangents u shaped as the outputs, of which some are attached to a graph from the leaf θ: a
+    frozen standard deviation, say, is not.
     """
     attached = [pair for pair in zip(outputs, cotangents, strict=True) if pair[0].requires_grad]
     (result,) = th.autograd.grad([one for one, _ in attached], vector, [u for _, u in attached], **kwargs)
@@ -49,12 +41,7 @@ def pulled_back(outputs: Parameters, vector: th.Tensor, cotangents: Parameters, 
 
 
 class CentralDifferences:
-    """
-    J·v by two evaluations, to about four digits in single precision.
-
-    :param function: outputs as a function of θ
-    :param vector: shape (P,), θ
-    """
+    """J·v by two evaluations of the outputs as a function of θ, to about four digits in single precision."""
 
     def __init__(self, function: Callable[[th.Tensor], Parameters], vector: th.Tensor) -> None:
         self.function = function
@@ -72,12 +59,9 @@ class CentralDifferences:
 
 def differentiable_twice(outputs: Sequence[th.Tensor], leaves: Sequence[th.Tensor]) -> bool:
     """
-    Whether two reverse passes give J·v. An operation without a second derivative refuses, or loses its share silently:
-    u·(Jv) = (Jᵀu)·v tells.
+    Whether two reverse passes give J·v; a user whose policy is slower for want of that is told.
 
-    :param outputs: attached to a graph from ``leaves``
-    :param leaves: what they depend on
-    :return: whether they do; a user whose policy is slower for it is told
+    An operation without a second derivative refuses, or loses its share silently: u·(Jv) = (Jᵀu)·v tells.
     """
     generator = th.Generator().manual_seed(0)
     u = [_random_like(output, generator).requires_grad_() for output in outputs]

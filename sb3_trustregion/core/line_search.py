@@ -30,9 +30,8 @@ def step_size(solution: CGSolution, surrogate: Surrogate, radius: float) -> floa
     """
     How far along x the quadratic model of the KL reaches the radius: α = √(2δ/xᵀFx) (Schulman et al. 2015, appendix C).
 
-    With a Fisher matrix over less than half of the states only ``SUB_SAMPLED_SHARE`` of δ is aimed at.
-
-    :return: α > 0; NaN where the curvature is not usable
+    With a Fisher matrix over less than half of the states only ``SUB_SAMPLED_SHARE`` of δ is aimed at. NaN where the
+    curvature is not usable.
     """
     damped = float(solution.damped_curvature)
     damping = surrogate.fisher_product.damping * float(solution.x.dot(solution.x))
@@ -46,9 +45,8 @@ def step_size(solution: CGSolution, surrogate: Surrogate, radius: float) -> floa
 
 def fixed_step(surrogate: Surrogate, solution: CGSolution, alpha: float) -> Step:
     """
-    θ_k + α·x, without radius or line search (Kakade 2001).
-
-    :return: the step; invalid where the direction vanishes or the policy would leave the finite numbers
+    The step to θ_k + α·x, without radius or line search (Kakade 2001); invalid where the direction vanishes or the
+    policy would leave the finite numbers.
     """
     if vanishes(solution):
         return invalid_step(surrogate, VANISHING)
@@ -63,14 +61,8 @@ def backtrack(
     surrogate: Surrogate, solution: CGSolution, radius: float, shrinking_factor: float, max_iter: int
 ) -> Step:
     """
-    Scale x to the radius, then shrink it until the KL is within the radius and the model improves.
-
-    :param surrogate: the model
-    :param solution: direction x
-    :param radius: δ, nats, joint over action dimensions
-    :param shrinking_factor: factor on the step at each trial, in (0, 1)
-    :param max_iter: bound on the number of trial points
-    :return: the step; invalid where no trial point would do
+    Scale x to the radius δ, nats, joint over action dimensions; shrink it until the KL is within δ and the model
+    improves. Invalid where none of ``max_iter`` trial points would do.
     """
     if vanishes(solution):
         return invalid_step(surrogate, VANISHING)
@@ -93,12 +85,8 @@ def reliability(surrogate: Surrogate, solution: CGSolution, noise_solution: CGSo
 
     gᵀF⁻¹g holds the noise of g once more than the truth: E[gᵀF⁻¹g] = μᵀF⁻¹μ + E[eᵀF⁻¹e]. The gradient with signs by
     blocks, v, has the noise and not the mean, so that gᵀF⁻¹g - vᵀF⁻¹v estimates μᵀF⁻¹μ. For two halves it is cross-
-    fitting exactly: the direction of one half by the gradient of the other.
-
-    :param surrogate: the model
-    :param solution: solved for ``surrogate.gradient``
-    :param noise_solution: solved for ``surrogate.noise_gradient``
-    :return: at most 1; negative where the noise estimate exceeds the signal
+    fitting exactly: the direction of one half by the gradient of the other. ``solution`` is F⁻¹g, ``noise_solution``
+    F⁻¹v. At most 1; negative where the noise estimate exceeds the signal.
     """
     signal = float(surrogate.gradient.dot(solution.x))
     noise = float(surrogate.noise_gradient.dot(noise_solution.x))

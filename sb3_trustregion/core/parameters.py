@@ -64,11 +64,8 @@ NOBODY = ParameterVector((), (), ())
 
 def actor_parameters(policy: ActorCriticPolicy, observations: Observations) -> ParameterVector:
     """
-    Find the trainable parameters that influence the action distribution: autograd knows, names do not.
-
-    :param policy: the policy
-    :param observations: n of them, all that is learned from: a head may act in some states alone
-    :return: their layout; empty where all of them are frozen
+    The layout of the trainable parameters that influence the action distribution, empty where all of them are frozen:
+    autograd knows, names do not. By all observations that are learned from: a head may act in some states alone.
     """
     _, actor = _acting(policy, observations)
     n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)

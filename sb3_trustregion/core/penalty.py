@@ -40,14 +40,10 @@ def loss_terms(
     clip_range_vf: float | None,
 ) -> Terms:
     """
-    As stock PPO has them, but for the clipping of r = π(a|s)/π_old(a|s).
+    The terms of a mini-batch as stock PPO has them, but for the clipping of r = π(a|s)/π_old(a|s).
 
-    :param policy: π, attached to the graph
-    :param samples: of a mini-batch
-    :param old: parameters of the action distributions of π_old in its states
-    :param normalize_advantage: whether advantages are brought to mean zero and unit variance
-    :param clip_range_vf: how far values may move, None for any distance
-    :return: the terms
+    π, which is ``policy``, is attached to the graph; ``old`` are the parameters of π_old's distributions. Values may
+    move by ``clip_range_vf``, by any distance where that is None.
     """
     policy, actions, advantages = uncompiled(policy), samples.actions, samples.advantages
     if isinstance(policy.action_space, spaces.Discrete):
@@ -75,11 +71,7 @@ def loss_terms(
 
 @th.no_grad()
 def outputs_of(policy: ActorCriticPolicy, observations: Observations) -> tuple[Parameters, int]:
-    """
-    :param policy: the policy
-    :param observations: n observations
-    :return: parameters of the action distributions, batch first; over how many dimensions their KL is averaged
-    """
+    """Parameters of the action distributions, batch first; over how many dimensions their KL is averaged."""
     kind, outputs = _distributions(policy, observations)
     return outputs, dimensions(kind, outputs)
 
@@ -87,10 +79,8 @@ def outputs_of(policy: ActorCriticPolicy, observations: Observations) -> tuple[P
 @th.no_grad()
 def mean_kl(policy: ActorCriticPolicy, observations: Observations, old: Parameters) -> th.Tensor:
     """
-    :param policy: the policy after an update
-    :param observations: n observations
-    :param old: what ``outputs_of`` gave before it
-    :return: mean KL(old‖new), nats, joint over action dimensions; NaN where the policy gives no proper distribution
+    Mean KL(old‖new), nats, joint over action dimensions, from what ``outputs_of`` gave before an update to the policy
+    after it; NaN where that gives no proper distribution.
     """
     try:
         kind, new = _distributions(policy, observations)
@@ -109,13 +99,9 @@ def _distributions(policy: ActorCriticPolicy, observations: Observations) -> tup
 
 def adapted(weight: float, ratio: float, tolerance: float, factor: float) -> float:
     """
-    Schulman et al. 2017, section 4.
+    The weight C for the next update (Schulman et al. 2017, section 4, with tolerance 1.5 and factor 2).
 
-    :param weight: C
-    :param ratio: of the KL that an update with it has led to, to the KL that it was to have; NaN counts as too high
-    :param tolerance: how far from 1 the ratio may be, 1.5 in the paper
-    :param factor: by which C grows or shrinks, 2 in the paper
-    :return: C for the next update
+    ``ratio`` is of the KL that an update with this C has led to, to the KL that it was to have; NaN counts as too high.
     """
     if ratio < 1.0 / tolerance:
         weight /= factor

@@ -64,14 +64,11 @@ HERE, NOWHERE = Evaluation(0.0, 0.0, 0.0, 1.0), Evaluation(math.nan, math.nan, m
 
 class Surrogate:
     """
-    L around the policy's present parameters θ_k.
+    L around the present parameters θ_k of a policy, which stays as it is; a ``ValueError`` where the policy gives no
+    proper distribution there (not finite).
 
-    :param policy: the policy, left as it is
-    :param actor: layout of θ
-    :param batch: the data
     :param damping: added to the Fisher matrix for each action dimension, as in sb3-contrib; λ is A times that
     :param fisher_sub_sampling_factor: the Fisher matrix is a mean over one in so many states, the gradient over all
-    :raises ValueError: where the policy gives no proper distribution at θ_k (not finite)
     """
 
     def __init__(

@@ -25,14 +25,10 @@ def sample(
     algorithm: str, trial: "optuna.Trial", n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    Sampler for the hyperparameters of any of our algorithms.
+    Constructor arguments of any of our algorithms, by RL Zoo's name, as a trial suggests them.
 
-    :param algorithm: RL Zoo's name of the algorithm
-    :param trial: Optuna trial
-    :param n_actions: Number of action dimensions (0 unless the action space is a Box)
-    :param n_envs: Number of environments
-    :param additional_args: Of other algorithms
-    :return: Constructor arguments
+    ``n_actions`` is the number of action dimensions, 0 unless the action space is a Box; ``additional_args`` are of
+    other algorithms.
     """
     trial.suggest_float("one_minus_gamma", 0.0001, 0.1, log=True)
     trial.suggest_float("one_minus_gae_lambda", 0.005, 0.2, log=True)
@@ -47,13 +43,7 @@ def sample(
 
 
 def convert(algorithm: str, params: dict[str, Any]) -> dict[str, Any]:
-    """
-    From what a trial has suggested, which may be stored and read again.
-
-    :param algorithm: RL Zoo's name of the algorithm
-    :param params: The suggestions, by name
-    :return: Constructor arguments
-    """
+    """Constructor arguments from what a trial has suggested, by name, which may be stored and read again."""
     hyperparams = {
         "gamma": 1.0 - params["one_minus_gamma"],
         "gae_lambda": 1.0 - params["one_minus_gae_lambda"],

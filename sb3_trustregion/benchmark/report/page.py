@@ -24,11 +24,7 @@ pre { white-space: pre-wrap; padding: 8px 12px; background: #f4f5f7; font-size: 
 
 
 class Page:
-    """
-    Takes the parts of a report in order.
-
-    :param folder: gets ``report.html``, ``summary.md`` and the pictures
-    """
+    """Takes the parts of a report in order; its folder gets ``report.html``, ``summary.md`` and the pictures."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

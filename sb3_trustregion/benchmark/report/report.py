@@ -211,12 +211,12 @@ def write_report(
     results: Results, output: Path, references: Path = REFERENCES, reps: int = 2000, allow_mixed: bool = False
 ) -> Path:
     """
+    Write a page with its pictures, tables and summary into the folder ``output``, and return the page's path.
+
     :param results: with at least one run
-    :param output: folder for the page, its pictures, tables and summary
     :param references: what scores 0 and 1 mean
     :param reps: bootstrap samples
     :param allow_mixed: whether results of several versions are reported on together
-    :return: the page
     """
     check_integer("reps", reps, at_least=1)
     known = read_references(references)

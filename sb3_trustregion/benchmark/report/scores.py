@@ -62,12 +62,9 @@ def last_returns(timesteps: Array, returns: Array) -> float:
 
 def learning_curve(timesteps: Array, returns: Array, n_timesteps: int) -> Array:
     """
-    :param timesteps: at the ends of the training episodes, not decreasing
-    :param returns: of the episodes
-    :param n_timesteps: length of the run
-    :return: at each of ``N_CHECKPOINTS`` equal parts of the run, the mean return of the episodes that ended within the
-        last 5 % of its steps; where none did, of the latest, and before the first ended, of the first: of all that
-        ended together, as those of several environments do
+    At each of ``N_CHECKPOINTS`` equal parts of a run, the mean return of the training episodes that ended within the
+    last 5 % of its steps; where none did, of the latest, and before the first ended, of the first: of all that ended
+    together, as those of several environments do. Episodes ended at ``timesteps``, which do not decrease.
     """
     if len(returns) == 0:
         return np.full(N_CHECKPOINTS, np.nan)
@@ -102,11 +99,7 @@ class Collection:
 
 
 def collect(results: Results, allow_mixed: bool = False) -> Collection:
-    """
-    :param results: with at least one run
-    :param allow_mixed: whether results of several versions are taken together all the same
-    :return: all of them
-    """
+    """All results, of at least one run; a ``ValueError`` where they are of several versions and are not to be mixed."""
     runs = {run.key: run for run in results.all()}
     mixed = mixtures(run.record for run in runs.values())
     if mixed and not allow_mixed:

@@ -30,16 +30,11 @@ def carry_out(
     command: str = "",
 ) -> list[Run]:
     """
-    Run what is missing. May be stopped at any time and called again.
+    Run what is missing of a grid. May be stopped at any time and called again. Returns its runs, finished or failed.
 
-    :param specs: the runs of a grid
-    :param results: what is there
     :param jobs: runs at a time, by default one per core; on a cluster its workers decide
     :param address: of a Dask cluster's scheduler; none for this machine
-    :param retry_failed: whether runs that failed are run again
-    :param rerun_outdated: whether results of other versions are run again
     :param command: as given, kept with the results
-    :return: the runs, finished or failed
     """
     jobs = joblib.cpu_count() if jobs is None else jobs
     check_integer("jobs", jobs, at_least=1)

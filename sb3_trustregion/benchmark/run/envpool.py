@@ -16,9 +16,7 @@ class EnvPoolVecEnv(VecEnv):
     Episodes end as in Stable-Baselines3: with the step that ends one comes the first observation of the next, and the
     last one in ``terminal_observation``. EnvPool itself would reset at the next step, in place of that step.
 
-    :param task: id of the environment, the same in Gymnasium and EnvPool
-    :param n_envs: how many
-    :param kwargs: of each, by EnvPool's names
+    Tasks have the same ids in Gymnasium and EnvPool; ``kwargs`` are of each environment, by EnvPool's names.
     """
 
     def __init__(self, task: str, n_envs: int, **kwargs: Any) -> None:

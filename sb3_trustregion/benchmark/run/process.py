@@ -23,12 +23,10 @@ MISMATCH_FILE = "mismatch.txt"
 
 def execute(spec_json: str, steps_file: str) -> tuple[Key, dict[str, bytes]]:
     """
-    Carry out a run. Returns what is to be kept, so that no folder need be shared.
+    Carry out a run. Returns its key and the contents of its files by name, so that no folder need be shared.
 
-    :param spec_json: a :class:`RunSpec` as text: Dask hands texts over as they are, other objects it may leave on a
-        worker that dies
-    :param steps_file: where the run tells how far it is; on another machine nobody reads it
-    :return: task, variant and seed; contents of the run's files by name
+    The :class:`RunSpec` comes as text: Dask hands texts over as they are, other objects it may leave on a worker that
+    dies. The run tells in ``steps_file`` how far it is; on another machine nobody reads it.
     """
     with tempfile.TemporaryDirectory(prefix="sb3_trustregion-") as name:
         folder = Path(name)

@@ -19,12 +19,8 @@ SECONDS_IN_A_FILE = 60.0
 
 class Progress:
     """
-    A context manager that shows the bar, and a line for each run that is done. Runs on other machines of a cluster move
-    it when they are done.
-
-    :param specs: the grid
-    :param missing: the runs of it that are to be run
-    :param stream: where to, by default standard error
+    A context manager that shows the bar of a grid, and a line for each missing run that is done, by default on standard
+    error. Runs on other machines of a cluster move it when they are done.
     """
 
     def __init__(self, specs: list[RunSpec], missing: list[RunSpec], stream: TextIO | None = None) -> None:

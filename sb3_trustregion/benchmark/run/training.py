@@ -43,9 +43,8 @@ SECONDS_BETWEEN_SIGNS = 0.5
 
 class Recorder(BaseCallback):
     """
-    Keeps the training episodes, and what each update logged beside the number of steps at which it was made.
-
-    :param steps_file: where it tells how far training is
+    Keeps the training episodes, and what each update logged beside the number of steps at which it was made; tells in
+    ``steps_file`` how far training is.
     """
 
     def __init__(self, steps_file: str = "") -> None:
