@@ -17,7 +17,7 @@ try
 
 
 def main() -> None:
-    """Print it."""
+    """Print the overview."""
     print(f"sb3_trustregion {sb3_trustregion.__version__}\n\nalgorithms")
     for name, class_name in sb3_trustregion.ALGORITHMS.items():
         print(f"  {class_name:<14}{name:<15}{_first_sentence(getattr(sb3_trustregion, class_name))}")
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def _first_sentence(algorithm: type) -> str:
-    """Of its docstring, without what stands in brackets, where titles and "et al." have full stops."""
+    """The first sentence of a docstring, without what is in brackets, where titles and "et al." have full stops."""
     paragraph = " ".join((inspect.getdoc(algorithm) or "").split("\n\n")[0].split())
     return re.split(r"[.:]", re.sub(r" ?\([^)]*\)", "", paragraph))[0]
 

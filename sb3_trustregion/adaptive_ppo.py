@@ -179,7 +179,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         self.judge.configure(rule_of(self), 1.0, self._given_clip_range(), self.improvement_estimator)
 
     def _given_clip_range(self) -> float:
-        """What the schedule starts from: where the user gives another one, its factor starts anew."""
+        """The ε that the schedule starts from: where the user gives another one, its factor starts anew."""
         if self._clip_range_asked is None or self._clip_range_asked[0] is not self.clip_range:
             self._clip_range_asked = self.clip_range, float(as_schedule(self.clip_range)(1.0))
         return self._clip_range_asked[1]
@@ -194,7 +194,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         return self.judge.state
 
     def _relative_prior(self) -> float:
-        """In the unit of the radius, a factor on the given clip range; 1 where that is no number to divide by."""
+        """``radius_prior`` in the unit of the radius, a factor on the given clip range; 1 where that is 0 or inf."""
         given = self._given_clip_range()
         return float(self.radius_prior) / given if 0.0 < given < math.inf else 1.0
 
@@ -231,11 +231,11 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         linear_gain = float(surrogate.gradient.dot(actor.flatten(policy) - surrogate.origin))
         promise = evaluation.promise(linear_gain, share, evaluation.length >= USED_RADIUS * clip_range)
         self.judge.expect(promise, rollout, before, policy, unit)
-        found = of_evaluation(surrogate, evaluation, linear_gain) | {"reliability": share}
-        log_update(self, StepStatus.ACCEPTED, verdict, **found)
+        logged = of_evaluation(surrogate, evaluation, linear_gain) | {"reliability": share}
+        log_update(self, StepStatus.ACCEPTED, verdict, **logged)
 
     def _update_unjudged(self, verdict: Verdict, before: Snapshot, clip_range: float) -> None:
-        """PPO alone: the user has frozen all that acts, or the policy does not tell what does."""
+        """Make PPO's own update alone: the user has frozen all that acts, or the policy does not tell what does."""
         fault = self._run_epochs(clip_range)
         if before.undoes_what_is_spoiled(uncompiled(self.policy)):
             return self._refuse(verdict, "the update left the finite numbers")
@@ -260,13 +260,13 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         return None
 
     def _refuse(self, verdict: Verdict, reason: str) -> None:
-        """No update is made."""
+        """Log and count that no update is made."""
         log_update(self, StepStatus.INVALID, verdict)
         refuse(self, reason, lasting=True)
 
 
 def _find_actor(policy: ActorCriticPolicy, batch: Batch) -> ParameterVector:
-    """Which parameters act; nobody where the policy does not tell by what it acts."""
+    """Find which parameters act; ``NOBODY`` where the policy does not tell by what it acts."""
     if tells_what_acts(policy, batch):
         return find_actor(policy, batch)
     message = "the policy's get_distribution is not what evaluate_actions evaluates: ε stays, as in stock PPO"
@@ -275,7 +275,7 @@ def _find_actor(policy: ActorCriticPolicy, batch: Batch) -> ParameterVector:
 
 
 def _reliability(surrogate: Surrogate) -> float:
-    """Share of the gain that holds on data that the update is not fitted to: the natural gradient's."""
+    """Share of the natural gradient's gain that holds on data that it is not fitted to."""
     product, gradient, noise = surrogate.fisher_product, surrogate.gradient, surrogate.noise_gradient
     solution = conjugate_gradient(product, gradient, CG_MAX_STEPS, CG_RESIDUAL_TOL)
     noise_solution = conjugate_gradient(product, noise, CG_MAX_STEPS, CG_RESIDUAL_TOL)

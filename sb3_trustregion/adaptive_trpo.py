@@ -186,7 +186,7 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
         return self.judge.state
 
     def _relative_prior(self) -> float:
-        """In the unit of the radius."""
+        """``radius_prior`` in the unit of the radius."""
         return float(self.radius_prior)
 
     def train(self) -> None:
@@ -211,17 +211,17 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
         before = Snapshot.of(self.policy, actor.names)
         promise = self._promise(surrogate, solution, step, verdict.radius)
         self._take(step, actor)
-        found = of_step(surrogate, step, solution) | {"value_loss": self._fit_critic(batch, actor)}
+        logged = of_step(surrogate, step, solution) | {"value_loss": self._fit_critic(batch, actor)}
         if promise is not None:
             unit = unit_of_advantages(rollout, self.rollout_buffer)
             self.judge.expect(promise, rollout, before, self.policy, unit)
-            found["reliability"] = promise.reliability
+            logged["reliability"] = promise.reliability
         elif step.radius_at_fault:
             self.judge.shrink()
         # What stock TRPO's users look for, by its names.
-        found["kl_divergence_loss"] = found["kl_divergence"]
-        found["is_line_search_success"] = float(step.status is StepStatus.ACCEPTED)
-        log_update(self, step.status, verdict, **found, **of_policy(self))
+        logged["kl_divergence_loss"] = logged["kl_divergence"]
+        logged["is_line_search_success"] = float(step.status is StepStatus.ACCEPTED)
+        log_update(self, step.status, verdict, **logged, **of_policy(self))
 
     def _promise(self, surrogate: Surrogate, solution: CGSolution, step: Step, radius: float) -> Promise | None:
         """What the step promises on data that it was not fitted to; None where there is no step."""

@@ -78,8 +78,8 @@ class ResumableCheckpointCallback(BaseCallback):
     def _kept(self, later: bool = False) -> list[Path]:
         """Checkpoints of this run so far, or of a longer one in the same folder."""
         now = self.model.num_timesteps
-        found = checkpoints(self.save_path, self.name_prefix)
-        return [path for path in found if (steps_of(path, self.name_prefix) > now) == later]
+        paths = checkpoints(self.save_path, self.name_prefix)
+        return [path for path in paths if (steps_of(path, self.name_prefix) > now) == later]
 
     def _on_rollout_start(self) -> None:
         if self.model.num_timesteps - self._last_saved >= self.save_freq:
@@ -131,8 +131,8 @@ def save_checkpoint(model: BaseAlgorithm, path: str | os.PathLike[str]) -> None:
 
 def checkpoints(folder: str | os.PathLike[str], name_prefix: str = "checkpoint") -> list[Path]:
     """The complete checkpoints in a folder, oldest first."""
-    found = [(steps_of(path, name_prefix), path) for path in Path(folder).glob("*.zip")]
-    return [path for steps, path in sorted(found) if steps >= 0]
+    by_steps = [(steps_of(path, name_prefix), path) for path in Path(folder).glob("*.zip")]
+    return [path for steps, path in sorted(by_steps) if steps >= 0]
 
 
 def steps_of(path: Path, name_prefix: str = "checkpoint") -> int:
@@ -215,7 +215,7 @@ def training_state(model: BaseAlgorithm) -> dict[str, Any]:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """What ``training_state`` told, from a checkpoint that is complete."""
+    """Read what ``training_state`` told from a checkpoint that is complete."""
     check_complete(path)
     with reading(path), zipfile.ZipFile(path) as archive:
         if MEMBER not in archive.namelist():
@@ -239,7 +239,7 @@ def _of_observations(normalizer: VecNormalize) -> dict[str, RunningMeanStd]:
 
 
 def _matching(normalizer: VecNormalize | None, saved: dict[str, Any] | None) -> list[tuple[RunningMeanStd, list[Any]]]:
-    """Statistics, each with what was saved of it; a ``ValueError`` where they are not those that were saved."""
+    """Pair statistics with what was saved of them; a ``ValueError`` where they are not those that were saved."""
     if normalizer is None or saved is None:
         if normalizer is None and saved is None:
             return []

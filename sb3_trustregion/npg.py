@@ -105,7 +105,7 @@ class NPG(NaturalGradientAlgorithm):
         self.actor_step_size = check_schedule("actor_step_size", self.actor_step_size, at_least=0.0)
 
     def _heed_arguments(self) -> None:
-        """Nothing: its step has no bounds."""
+        """Do nothing: the step has no bounds."""
 
     def train(self) -> None:
         """Gradient and Fisher matrix of the surrogate, one fixed step along F⁻¹g, the critic's fit."""
@@ -118,5 +118,5 @@ class NPG(NaturalGradientAlgorithm):
         step = fixed_step(surrogate, solution, as_schedule(self.actor_step_size)(self._current_progress_remaining))
         self._take(step, actor)
         value_loss = self._fit_critic(batch, actor)
-        found = of_step(surrogate, step, solution) | {"value_loss": value_loss}
-        log_update(self, step.status, None, **found, **of_policy(self))
+        logged = of_step(surrogate, step, solution) | {"value_loss": value_loss}
+        log_update(self, step.status, None, **logged, **of_policy(self))

@@ -23,7 +23,7 @@ from sb3_trustregion.core.functional import uncompiled
 from sb3_trustregion.core.penalty import LARGEST_WEIGHT, LEAST_WEIGHT, adapted, loss_terms, mean_kl, outputs_of
 from sb3_trustregion.core.step import StepStatus
 
-# By the names of stock PPO.
+# The losses that are logged, by their names in stock PPO.
 LOSSES = "loss", "policy_gradient_loss", "value_loss", "entropy_loss"
 
 
@@ -208,14 +208,14 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
         return dict(zip(LOSSES, means, strict=False)), fault
 
     def _mini_batches(self, n_samples: int) -> Iterator[th.Tensor]:
-        """Which samples, in a new order for each epoch: that of SB3's buffer."""
+        """Indices of the samples of each mini-batch, in a new order for each epoch, drawn as by SB3's buffer."""
         for _ in range(self.n_epochs):
             self._n_updates += 1
             order = np.random.permutation(n_samples)  # noqa: NPY002
             yield from th.split(th.as_tensor(order, device=self.device), self.batch_size)
 
     def _refuse(self, reason: str, ratio: float = 1.0) -> None:
-        """No update is made."""
+        """Log and count that no update is made, and adapt C."""
         log_update(self, StepStatus.INVALID, kl_coef=self.penalty)
         self.penalty = adapted(self.penalty, ratio, self.kl_tolerance, self.kl_coef_factor)
         refuse(self, reason, lasting=True)

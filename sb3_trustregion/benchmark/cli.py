@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _interrupt(number: int, frame: types.FrameType | None) -> None:
-    """To be ended is to be stopped."""
+    """Treat SIGTERM as Ctrl-C."""
     raise KeyboardInterrupt
 
 
@@ -107,7 +107,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _picked(name: str, value: Any, of_grid: dict[str, Any]) -> Any:
-    """A flag's value; what it picks of a grid stays as it is there: tasks with their steps, variants as defined."""
+    """A flag's value; what it picks of a grid file stays as it is there: tasks with steps, variants as defined."""
     known = of_grid.get(name)
     if name == "tasks" and isinstance(known, dict):
         return {task: known.get(task) for task in value}

@@ -12,12 +12,12 @@ SETTINGS = ("n_envs", "normalize", "monitor_kwargs")
 
 
 def mixtures(records: Iterable[dict[str, Any]]) -> list[str]:
-    """What must be one in the records of all runs and is several, for people."""
-    found: dict[str, set[str]] = {}
+    """What must be the same in the records of all runs and is not, as lines for people to read."""
+    seen: dict[str, set[str]] = {}
     for record in records:
         for name, value in _shared_properties(record):
-            found.setdefault(name, set()).add(value)
-    return [f"more than one {name}: {', '.join(sorted(values))}" for name, values in found.items() if len(values) > 1]
+            seen.setdefault(name, set()).add(value)
+    return [f"more than one {name}: {', '.join(sorted(values))}" for name, values in seen.items() if len(values) > 1]
 
 
 def _shared_properties(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -38,7 +38,7 @@ def _shared_properties(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _environment(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """As the grid set it: what a variant sets itself is what it is about; with its steps goes the number of them."""
+    """The environment as the grid set it, without what a variant sets itself; with ``n_steps`` goes ``n_envs``."""
     for name in (*SETTINGS, *ENVIRONMENT):
         of_the_steps = name == "n_envs" and "n_steps" in record["hyperparameters"]
         if not of_the_steps and name not in record["variant"]["hyperparameters"]:

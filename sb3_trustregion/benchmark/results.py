@@ -50,15 +50,15 @@ class Run:
         return bool(self.record["status"] == "finished")
 
     def episodes(self) -> pd.DataFrame:
-        """:return: training episodes: ``timesteps`` of training at their end, raw ``return``, ``length``"""
+        """The training episodes: ``timesteps`` of training at their end, raw ``return``, ``length``."""
         return pd.read_csv(self.folder / EPISODES_FILE)
 
     def progress(self) -> pd.DataFrame:
-        """:return: what the updates logged, by ``timesteps``"""
+        """What the updates logged, by ``timesteps``."""
         return pd.read_csv(self.folder / PROGRESS_FILE)
 
     def traceback(self) -> str:
-        """:return: why it failed"""
+        """Why the run failed."""
         return (self.folder / TRACEBACK_FILE).read_text("utf-8", errors="replace")
 
 
@@ -69,22 +69,22 @@ class Results:
         self.output, self.runs_folder, self.archive = output, output / "runs", output / ARCHIVE_FILE
 
     def folder(self, key: Key) -> Path:
-        """:return: where a run is or would be"""
+        """The folder where a run is or would be."""
         task, variant, seed = key
         return self.runs_folder / task.replace("/", "~") / variant / str(seed)
 
     def find(self, key: Key) -> Run | None:
-        """:return: a run, finished or failed; None where there is none"""
+        """A run, finished or failed; None where there is none."""
         path = self.folder(key) / RUN_FILE
         return Run(path.parent, json.loads(path.read_text("utf-8"))) if path.is_file() else None
 
     def all(self) -> Iterator[Run]:
-        """:return: every run, by task, variant and seed"""
+        """Every run, by task, variant and seed."""
         for path in sorted(self.runs_folder.glob(f"*/*/*/{RUN_FILE}")):
             yield Run(path.parent, json.loads(path.read_text("utf-8")))
 
     def is_waiting(self) -> bool:
-        """:return: whether ``run`` wrote here and no run has ended yet; it is an error where it never did"""
+        """Whether ``run`` wrote here and no run has ended yet; it is an error where it never did."""
         if self.archive.is_file() or any(self.all()):
             return False
         if not self.commands():
@@ -111,7 +111,7 @@ class Results:
             incoming.parent.rmdir()
 
     def add_command(self, command: str) -> None:
-        """Keep, once, what the results are made by."""
+        """Keep, once, the command that results are made by."""
         commands = self.commands()
         if command not in commands:
             self.output.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ class Results:
             incoming.replace(self.output / COMMANDS_FILE)
 
     def commands(self) -> list[str]:
-        """:return: what the results were made by"""
+        """The commands that the results were made by."""
         path = self.output / COMMANDS_FILE
         return path.read_text("utf-8").splitlines() if path.is_file() else []
 
@@ -148,7 +148,7 @@ class Results:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator["Results"]:
-        """:return: the same with the runs as files: those of an archive for as long as the context lasts"""
+        """The same results with the runs as files: those of an archive for as long as the context lasts."""
         if self.runs_folder.is_dir():
             yield self
         else:

@@ -77,7 +77,7 @@ def _ablations(base: Variant) -> Iterator[Variant]:
 
 
 def _baselines() -> Iterator[Variant]:
-    """Stock TRPO with what of our defaults it can take; other ways to hold PPO's steps in bounds, from its defaults."""
+    """Stock TRPO with those of our defaults that it takes; stock PPO with other ways to hold its steps in bounds."""
     settings = {"n_envs": 8, "n_steps": 128, "target_kl": OUR_KL[1], "policy_kwargs": "dict(log_std_init=-0.5)"}
     yield Variant("trpo-our_settings", "TRPO, our settings", "trpo", "trpo", False, settings, ABLATION, "adaptive_trpo")
     shared: dict[str, Any] = {"config": "ppo", "role": ABLATION, "parent": "adaptive_ppo"}
@@ -119,7 +119,7 @@ MAIN = tuple(variant.name for variant in VARIANTS.values() if variant.role in (S
 
 
 def find_variant(name: str) -> Variant:
-    """:return: the variant of a name; it is an error where there is none"""
+    """The variant of a name; it is an error where there is none."""
     if name not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {name!r}")
     return VARIANTS[name]

@@ -48,7 +48,7 @@ def fit_critic(
 
 
 def _descend(policy: ActorCriticPolicy, critic: list[th.nn.Parameter], batch: Batch, index: th.Tensor) -> th.Tensor:
-    """One step of the optimiser."""
+    """Make one step of the optimiser, and return the loss before it."""
     values = policy.predict_values(take(batch.observations, index)).flatten()
     loss = F.mse_loss(values, batch.returns[index])
     if not loss.requires_grad:  # what is trainable has no part in it
@@ -61,12 +61,12 @@ def _descend(policy: ActorCriticPolicy, critic: list[th.nn.Parameter], batch: Ba
 
 
 def _enter_training_mode(policy: ActorCriticPolicy, critic: list[th.nn.Parameter]) -> None:
-    """Training mode but for batch statistics that are not the critic's alone: they would move the actor."""
+    """Enter training mode but for batch statistics that are not the critic's alone: they would move the actor."""
     policy.set_training_mode(True)
     of_critic = {id(parameter) for parameter in critic}
     for module in policy.modules():
-        own = [id(parameter) for parameter in module.parameters(recurse=False)]
-        if list(module.buffers(recurse=False)) and not (own and of_critic.issuperset(own)):
+        ids = [id(parameter) for parameter in module.parameters(recurse=False)]
+        if list(module.buffers(recurse=False)) and not (ids and of_critic.issuperset(ids)):
             module.training = False
 
 
@@ -90,6 +90,6 @@ def follow_the_data(policy: ActorCriticPolicy, batch: Batch, batch_size: int) ->
 
 
 def _may_keep_statistics(module: th.nn.Module) -> bool:
-    """Whether it has buffers, or is of unknown make."""
+    """Whether a module has buffers, or is of unknown make."""
     known = type(module).__module__.partition(".")[0] in ("torch", "stable_baselines3", "sb3_contrib")
     return not known or any(True for _ in module.buffers(recurse=False))

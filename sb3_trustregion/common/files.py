@@ -1,4 +1,4 @@
-"""Files that models are saved in: which are damaged, which another algorithm's, what stock PPO or TRPO has learned."""
+"""Tells of a model's file whether it is damaged or another algorithm's, and what stock PPO or TRPO has learned."""
 
 import inspect
 import json
@@ -63,7 +63,7 @@ class StockModel:
         self.is_ppo = "clip_range" in self.data
 
     def check_spaces(self, env: GymEnv) -> None:
-        """A ``ValueError`` where the spaces of an environment, wrapped as for training, are not the file's."""
+        """Raise a ``ValueError`` where the spaces of an environment, wrapped as for training, are not the file's."""
         spaces = (_convert_space(self.data[name]) for name in ("observation_space", "action_space"))
         check_for_correct_spaces(env, *spaces)
 
@@ -78,7 +78,7 @@ class StockModel:
 
 def check_file(path: File, algorithm: str, own_arguments: tuple[str, ...]) -> None:
     """
-    A ``ValueError`` where a file is damaged or another algorithm's: without the arguments that this class alone saves.
+    Raise a ``ValueError`` where a file is damaged or another algorithm's: it lacks the class's own arguments.
     """
     if not check_complete(path) >= set(own_arguments):
         raise ValueError(

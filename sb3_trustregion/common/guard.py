@@ -69,11 +69,11 @@ class Screen:
             self.normalizer.training, self._stands_still = True, False
 
     def reset(self) -> VecEnvObs:
-        """The first observations, finite."""
+        """Reset the environments, and return finite observations."""
         return self._screened(self._reset(), None)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """One step, finite."""
+        """Step the environments, and return finite values."""
         observations, rewards, dones, infos = self._step_wait()
         if self.normalizer.norm_reward:
             self.reward = ~usable(rewards)
@@ -86,7 +86,7 @@ class Screen:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Out of the way for a while: callbacks go through the wrappers, and may change them."""
+        """Take the screen out for a while: callbacks go through the wrappers, and may change them."""
         self.take_out()
         try:
             yield
@@ -102,7 +102,7 @@ class Screen:
         return observations
 
     def _sound(self, observations: Any, n: int) -> BoolArray:
-        """Of n: whether that part is usable which goes into statistics. What else is no number, the policy may know."""
+        """Whether what goes into statistics is usable, shape (n,). Of what does not, the policy may understand NaNs."""
         if isinstance(observations, dict):
             observations = {key: observations[key] for key in self.normalizer.norm_obs_keys or ()}
         seen = self.normalizer.norm_obs and len(observations) > 0
@@ -114,7 +114,7 @@ class Screen:
 
 
 def aside(screen: Screen | None) -> AbstractContextManager[None]:
-    """Whatever screen there is out of the way for a while."""
+    """Take a screen, if there is one, out for a while."""
     return nullcontext() if screen is None else screen.aside()
 
 

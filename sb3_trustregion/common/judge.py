@@ -72,16 +72,16 @@ class Snapshot(NamedTuple):
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The snapshot as a dict, for a checkpoint."""
         return {**self._asdict(), "optimizer": None if self.optimizer is None else packed(self.optimizer)}
 
     @property
     def tensors(self) -> Tensors:
-        """All of them."""
+        """All tensors, undone and kept, by name."""
         return {**self.undone, **self.kept}
 
     def changed(self, policy: ActorCriticPolicy) -> "Snapshot":
-        """Without what the update left alone: it is there, and need not be saved twice."""
+        """The snapshot without what the update left alone: it is there, and need not be saved twice."""
         present = tensors_of(policy)
 
         def moved(tensors: Tensors) -> Tensors:
@@ -148,7 +148,7 @@ class Verdict(NamedTuple):
 
     @property
     def radius(self) -> float:
-        """For the next step."""
+        """Radius for the next step."""
         return self.state.radius
 
 
@@ -276,7 +276,7 @@ class Judge:
             self.rejected = Rejected(pending_step(part(rejected, "step")), fared, before)
 
     def _measure(self, rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> tuple[Estimate, Improvement]:
-        """Step 4: how the policy fares after a step by the critic before it, and what the step brought."""
+        """Step 4: measure how the policy fares after a step by the critic before it, and what the step brought."""
         residuals = functools.cache(lambda: old_residuals(rollout, step, policy))
         after = self._performance(rollout, step.scale, residuals)
         whole = difference(after, step.baseline)
@@ -307,7 +307,7 @@ class Judge:
 
 
 def rule_of(model: Any) -> RadiusRule:
-    """Configuration of step 5 by the arguments of a model; a ``ValueError`` where one is out of range."""
+    """The configuration of step 5 by the arguments of a model; a ``ValueError`` where one is out of range."""
     check_choice("improvement_estimator", model.improvement_estimator, ESTIMATORS)
     settle(model, check_integer, "radius_window", at_least=1)
     settle(model, check_number, "rollback_z", optional=True, above=0.0)
@@ -379,15 +379,15 @@ def old_ratios(rollout: Rollout, before: Snapshot, policy: ActorCriticPolicy) ->
 
 
 def pending_step(state: Mapping[str, Any]) -> PendingStep:
-    """The step, from its tensors by dotted name."""
+    """Make a pending step of its tensors by dotted name."""
     joint = numbers(state, "before", {"joint": bool})["joint"]
     moments = unpacked(state, "before.optimizer") if joint else None
     before = Snapshot(part(state, "before.undone"), part(state, "before.kept"), joint, moments)
-    own = numbers(
+    plain = numbers(
         {f"step.{key}": value for key, value in state.items()},
         "step",
         {"scale": float, "gamma": float, "started_fresh": bool},
     )
     baseline = Estimate(**numbers(state, "baseline", get_type_hints(Estimate)))
     promise = Promise(**numbers(state, "promise", get_type_hints(Promise)))
-    return PendingStep(before, text(state, "left"), baseline, promise, **own)
+    return PendingStep(before, text(state, "left"), baseline, promise, **plain)

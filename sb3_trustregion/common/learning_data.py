@@ -109,15 +109,15 @@ def unit_of_advantages(rollout: Rollout, buffer: RolloutBuffer) -> float:
     """
     if not rollout.is_recorded:
         return 1.0
-    own = rollout._replace(scales=np.ones(len(rollout.scales))).own_residuals(1.0)
+    by_rewards = rollout._replace(scales=np.ones(len(rollout.scales))).own_residuals(1.0)
     fade = buffer.gamma * buffer.gae_lambda * ~rollout.dones
     fade[-1] = 0.0
     advantages = in_time(buffer, "advantages").astype(np.float64)
-    theirs = advantages - fade * np.roll(advantages, -1, axis=0)
-    sound = np.isfinite(own) & np.isfinite(theirs)
+    by_advantages = advantages - fade * np.roll(advantages, -1, axis=0)
+    sound = np.isfinite(by_rewards) & np.isfinite(by_advantages)
     constant = 1.0 - fade[sound]
     norm = max(constant.dot(constant), np.finfo(np.float64).tiny)
-    y, x = (d[sound] - constant * (constant.dot(d[sound]) / norm) for d in (own, theirs))
+    y, x = (d[sound] - constant * (constant.dot(d[sound]) / norm) for d in (by_rewards, by_advantages))
     if not x.dot(x) > 0.0 or not y.dot(y) > 0.0:
         return 1.0
     slope, correlation = x.dot(y) / x.dot(x), x.dot(y) / np.sqrt(x.dot(x) * y.dot(y))
@@ -125,7 +125,7 @@ def unit_of_advantages(rollout: Rollout, buffer: RolloutBuffer) -> float:
 
 
 def flatten_time(observations: ObsArray) -> ObsArray:
-    """(T, N, ...) or a dict of those to (T·N, ...)."""
+    """Flatten observations, (T, N, ...) or a dict of those, to (T·N, ...)."""
     return map_arrays(lambda part: part.reshape(-1, *part.shape[2:]), observations)
 
 
@@ -158,23 +158,23 @@ def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
     All samples as the buffer itself hands them out, at the cost of no random number; whether they are environment by
     environment in the order of time.
     """
-    own, view = vars(buffer), copy.copy(buffer)
-    replaced = {"get", "_get_samples"} & own.keys()
+    attributes, view = vars(buffer), copy.copy(buffer)
+    replaced = {"get", "_get_samples"} & attributes.keys()
     if type(buffer).get not in OF_STOCK or replaced:
-        asked, held = buffer if replaced else view, dict(own)
+        source, before = buffer if replaced else view, dict(attributes)
         # Copies: who writes in place there must not do so twice.
-        arrays = {name: value for name, value in held.items() if isinstance(value, CONTAINERS)}
-        vars(asked).update(copy.deepcopy(arrays))
+        arrays = {name: value for name, value in before.items() if isinstance(value, CONTAINERS)}
+        vars(source).update(copy.deepcopy(arrays))
         random_state = np.random.get_state()  # noqa: NPY002
         try:
             with th.random.fork_rng(devices=[]):
-                parts = list(asked.get(buffer.buffer_size * buffer.n_envs))  # None is not known to each
+                parts = list(source.get(buffer.buffer_size * buffer.n_envs))  # None is not known to each
         finally:
             np.random.set_state(random_state)  # noqa: NPY002
             # No flags: that something has been made ready was true of the copies. Its own counters go on.
-            numbers = {name: value for name, value in vars(asked).items() if type(value) in (int, float)}
-            own.clear()
-            own.update(held | {name: value for name, value in numbers.items() if name not in OF_GET})
+            numbers = {name: value for name, value in vars(source).items() if type(value) in (int, float)}
+            attributes.clear()
+            attributes.update(before | {name: value for name, value in numbers.items() if name not in OF_GET})
         return (parts[0] if len(parts) == 1 else type(parts[0])(*map(_joined, zip(*parts, strict=True)))), False
     for name in FLATTENED:
         setattr(view, name, map_arrays(view.swap_and_flatten, in_time(buffer, name)))
@@ -182,14 +182,14 @@ def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
 
 
 def _joined(parts: Any) -> Any:
-    """Of all mini-batches."""
+    """Join a field of all mini-batches."""
     if isinstance(parts[0], dict):
         return {key: th.cat([part[key] for part in parts]) for key in parts[0]}
     return th.cat(parts) if isinstance(parts[0], th.Tensor) else parts[0]
 
 
 def replace_faulty_samples(buffer: RolloutBuffer, faulty: BoolArray) -> None:
-    """PPO takes its samples from the buffer as they are: faulty ones, shape (T, N), give way to others in place."""
+    """Overwrite faulty samples, shape (T, N), by sound ones: PPO takes its samples from the buffer as they are."""
     known = np.stack([in_time(buffer, name) for name in ("log_probs", "advantages", "returns")])
     bad = faulty | ~np.isfinite(known).all(axis=0)
     if not bad.any() or bad.all():

@@ -108,7 +108,7 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
         return Surrogate(self.policy, actor, thinned, self.cg_damping, self.fisher_sub_sampling_factor)
 
     def _solve(self, surrogate: Surrogate, gradient: th.Tensor, residual_tol: float | None = None) -> CGSolution:
-        """(F + λI)⁻¹·gradient."""
+        """Solve for (F + λI)⁻¹·gradient."""
         tolerance = self.cg_residual_tol if residual_tol is None else residual_tol
         return conjugate_gradient(surrogate.fisher_product, gradient, self.cg_max_steps, tolerance)
 
@@ -121,7 +121,7 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
             refuse(self, step.reason, lasting=False)
 
     def _fit_critic(self, batch: Batch, actor: ParameterVector) -> float:
-        """Mean loss of the critic's fit."""
+        """Fit the critic, and return its mean loss."""
         self._n_updates += 1
         return fit_critic(uncompiled(self.policy), actor, batch, self.n_critic_updates, self.batch_size)
 
@@ -137,7 +137,7 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
 
 @th.no_grad()
 def start_less_noisy(policy: ActorCriticPolicy) -> None:
-    """Initial log σ of a plain Gaussian policy that has been left at SB3's 0, and is not to stay there."""
+    """Set the initial log σ of a plain Gaussian policy that has been left at SB3's 0, and is not to stay there."""
     log_std = getattr(policy, "log_std", None)
     if log_std is None or type(policy.action_dist) is not DiagGaussianDistribution:
         return

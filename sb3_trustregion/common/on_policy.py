@@ -1,4 +1,4 @@
-"""The seams of Stable-Baselines3 that all our algorithms share: set-up, collect, learn, save, load."""
+"""What all our algorithms override of Stable-Baselines3: set-up, collect, learn, save, load."""
 
 import math
 from collections.abc import Callable
@@ -60,7 +60,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
     n_faulty_steps: int = 0
 
     def _validate(self) -> None:
-        """A ``ValueError`` names the argument that is out of range, the constraint and the value."""
+        """Check the arguments; a ``ValueError`` names the one that is out of range, the constraint and the value."""
         settle(self, check_schedule, "learning_rate", at_least=0.0)
         settle(self, check_integer, "n_steps", "batch_size", at_least=1)
         settle(self, check_number, "gamma", "gae_lambda", at_least=0.0, at_most=1.0)
@@ -214,7 +214,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
 
 
 def begin_update(model: TrustRegionOnPolicyAlgorithm) -> Rollout:
-    """What the model's buffer holds, in the order of time; what the user has set since is heeded."""
+    """Heed what the user has set since the last update; return what the buffer holds, in the order of time."""
     model._heed_arguments()
     rollout = model.recorder.rollout(model)
     model.n_faulty_steps += int(np.sum(rollout.faulty))
@@ -222,13 +222,13 @@ def begin_update(model: TrustRegionOnPolicyAlgorithm) -> Rollout:
 
 
 def find_actor(policy: ActorCriticPolicy, batch: Batch) -> ParameterVector:
-    """Which parameters act, asked anew at every update: the user may have frozen or replaced some."""
+    """Find which parameters act, anew at every update: the user may have frozen or replaced some."""
     return actor_parameters(uncompiled(policy), batch.observations)
 
 
 def tells_what_acts(policy: ActorCriticPolicy, batch: Batch) -> bool:
     """
-    Whether ``get_distribution`` is of what ``evaluate_actions`` evaluates: PPO asks a policy for the latter alone.
+    Whether ``get_distribution`` gives the distribution that ``evaluate_actions`` evaluates, which is all that PPO uses.
     """
     policy, few = uncompiled(policy), batch.select(th.arange(min(batch.n_samples, FEW)))
     ways = "evaluate_actions", "get_distribution"
@@ -239,8 +239,8 @@ def tells_what_acts(policy: ActorCriticPolicy, batch: Batch) -> bool:
         _, evaluated, _ = policy.evaluate_actions(few.observations, few.actions)
         th.set_rng_state(random_state)  # what is random in it is to be so twice
         try:
-            told = policy.get_distribution(few.observations).log_prob(few.actions)
+            by_distribution = policy.get_distribution(few.observations).log_prob(few.actions)
         except Exception:  # whatever the user's way is to have none
             return False
-    one, other = told.detach().double().flatten(), evaluated.detach().double().flatten()
+    one, other = by_distribution.detach().double().flatten(), evaluated.detach().double().flatten()
     return one.shape == other.shape and bool(th.isclose(one, other, rtol=1e-2, atol=1e-2, equal_nan=True).all())

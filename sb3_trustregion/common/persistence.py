@@ -13,7 +13,7 @@ Tensors = dict[str, th.Tensor]
 
 
 def to_tensors(value: Any, name: str) -> Tensors:
-    """Tensors, numbers, texts, and mappings, ``NamedTuple``s or states of those, by dotted name; None is left out."""
+    """Tensors, numbers, texts, and mappings or records of those, as tensors by dotted name; None is left out."""
     if hasattr(value, "as_dict"):
         value = value.as_dict()
     elif hasattr(value, "_asdict"):
@@ -29,14 +29,14 @@ def to_tensors(value: Any, name: str) -> Tensors:
 
 
 def packed(value: Any) -> th.Tensor:
-    """Nested dicts and lists of tensors and numbers, exactly, as one tensor of bytes."""
+    """Pack nested dicts and lists of tensors and numbers, exactly, into one tensor of bytes."""
     buffer = io.BytesIO()
     th.save(value, buffer)
     return th.frombuffer(bytearray(buffer.getvalue()), dtype=th.uint8)
 
 
 def unpacked(state: Mapping[str, Any], name: str) -> Any:
-    """What was ``packed``, nothing in it is executed; a ``RuntimeError`` where it is missing."""
+    """What was ``packed``, of which nothing is executed; a ``RuntimeError`` where it is missing."""
     _check_present(state, [name])
     return th.load(io.BytesIO(state[name].cpu().numpy().tobytes()), map_location="cpu", weights_only=True)
 
@@ -52,9 +52,9 @@ def numbers(state: Mapping[str, Any], name: str, kinds: Mapping[str, Any]) -> di
     Numbers of one part, by the type that each is to have; one that does not fit its type stays as it is. A
     ``RuntimeError``, as of ``torch.nn.Module.load_state_dict``, where one is missing.
     """
-    found = part(state, name)
+    saved = part(state, name)
     _check_present(state, [f"{name}.{key}" for key in kinds])
-    values = {key: float(found[key]) for key in kinds}
+    values = {key: float(saved[key]) for key in kinds}
     return {key: kinds[key](value) if _fits(kinds[key], value) else value for key, value in values.items()}
 
 

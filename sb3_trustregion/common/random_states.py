@@ -8,7 +8,7 @@ import torch as th
 
 
 def random_states() -> dict[str, Any]:
-    """Of Python, numpy and torch, on all devices."""
+    """The states of the generators of Python, numpy and torch, on all devices."""
     # NPY002: SB3 draws from numpy's legacy generator.
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     version, internal, gauss = random.getstate()
@@ -21,7 +21,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Bring them back to what ``random_states`` gave."""
+    """Bring the generators back to what ``random_states`` gave."""
     name, keys, position, has_gauss, cached = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
     version, internal, gauss = states["python"]

@@ -44,12 +44,12 @@ class Recorder:
         self._rewards: Any = None
 
     def start(self, n_envs: int, screen: Screen | None) -> None:
-        """The environments have been reset, beneath a screen perhaps: what was noted before is over."""
+        """Forget what was noted before: the environments have been reset, beneath a screen perhaps."""
         self.faulty_observation = np.zeros(n_envs, dtype=bool) if screen is None else screen.observation
         self._note("observation", self.faulty_observation)
 
     def begin(self, model: OnPolicyAlgorithm) -> None:
-        """A rollout is about to begin."""
+        """Begin the record of a rollout."""
         self._clear()
         assert model._last_obs is not None
         if len(self.faulty_observation) != model.n_envs:
@@ -119,7 +119,7 @@ class Recorder:
 
     @th.no_grad()
     def rollout(self, model: OnPolicyAlgorithm) -> Rollout:
-        """What is in the model's full buffer, in the order of time, with what was recorded beside it."""
+        """Join what is in the model's full buffer, in the order of time, with what was recorded beside it."""
         buffer = model.rollout_buffer
         shape = buffer.buffer_size, buffer.n_envs
         is_recorded = (
@@ -171,7 +171,7 @@ class Recorder:
 
 
 def unrecorded(shape: tuple[int, int], gamma: float) -> Rollout:
-    """What was not collected here, or is not one sample a step: learned from, judged by nobody."""
+    """A rollout that was not collected here, or is not one sample a step: learned from, judged by nobody."""
     values: dict[str, Any] = dict.fromkeys(Rollout._fields, np.zeros(shape))
     values |= dict.fromkeys(("last_observations", "last_values"), np.zeros(shape[1]))
     values |= dict.fromkeys(("terminal_values", "episode_returns", "episode_lengths"), np.zeros(0))
@@ -189,13 +189,13 @@ class RecordingCallback(BaseCallback):
         self.recorder: Recorder = model.recorder  # type: ignore[attr-defined]
 
     def __getattr__(self, name: str) -> Any:
-        """For who looks for their own callback among the local variables."""
+        """Show the user's callback to who looks for it among the local variables."""
         if "callback" not in vars(self):
             raise AttributeError(name)
         return getattr(self.callback, name)
 
     def on_rollout_start(self) -> None:
-        """A rollout begins."""
+        """Begin a rollout, with the user's callback."""
         self.recorder.begin(self.model)  # type: ignore[arg-type]
         with aside(self.screen):
             self.callback.on_rollout_start()
@@ -207,14 +207,14 @@ class RecordingCallback(BaseCallback):
         self.callback.update_locals(locals_)
 
     def on_step(self) -> bool:
-        """Whether training goes on."""
+        """Hand the step to the user's callback, then to the recorder; tell whether training goes on."""
         with aside(self.screen):
             goes_on = self.callback.on_step()  # first: what the user mends is no fault
         self.recorder.step(self.model, self.locals, self.screen)  # type: ignore[arg-type]
         return goes_on
 
     def on_rollout_end(self) -> None:
-        """A rollout ends."""
+        """End a rollout, with the user's callback."""
         with aside(self.screen):
             self.callback.on_rollout_end()
 
@@ -241,7 +241,7 @@ def _row(observations: Any, env_index: int) -> Any:
 
 
 def _stacked(parts: list[Any]) -> Any:
-    """Batches of one to a batch; None where there are none."""
+    """Join batches of one to a batch; None where there are none."""
     if not parts:
         return None
     if isinstance(parts[0], dict):

@@ -1,4 +1,4 @@
-"""What an update is logged as: the one place."""
+"""The one place where it is decided what an update is logged as."""
 
 import math
 
@@ -32,7 +32,7 @@ def log_update(model: OnPolicyAlgorithm, status: StepStatus, verdict: Verdict | 
 
 
 def of_verdict(verdict: Verdict) -> dict[str, float]:
-    """Radius, counters, and what was measured of the step before."""
+    """Values of a verdict: radius, counters, and what was measured of the step before."""
     state, measured = verdict.state, verdict.measured
     values: dict[str, float] = {
         "radius": state.radius,
@@ -55,7 +55,7 @@ def of_verdict(verdict: Verdict) -> dict[str, float]:
 
 
 def of_evaluation(surrogate: Surrogate, evaluation: Evaluation, linear_gain: float) -> dict[str, float]:
-    """Of the model where the step ends: gain in reward units, KL in nats per action dimension."""
+    """Values of the model where a step ends: gain in reward units, KL in nats per action dimension."""
     return {
         "policy_objective": evaluation.gain,
         "kl_divergence": evaluation.kl / surrogate.n_dimensions,
@@ -65,7 +65,7 @@ def of_evaluation(surrogate: Surrogate, evaluation: Evaluation, linear_gain: flo
 
 
 def of_step(surrogate: Surrogate, step: Step, solution: CGSolution) -> dict[str, float]:
-    """As ``of_evaluation``, and what direction and search took."""
+    """Values of ``of_evaluation`` at a step, and what direction and search took."""
     return of_evaluation(surrogate, step.evaluation, step.linear_gain) | {
         "line_search_steps": step.n_backtracks,
         "cg_steps": solution.n_steps,
@@ -74,11 +74,12 @@ def of_step(surrogate: Surrogate, step: Step, solution: CGSolution) -> dict[str,
 
 
 def of_policy(model: OnPolicyAlgorithm) -> dict[str, float]:
-    """How well values explain returns, and the mean standard deviation of a Gaussian policy."""
+    """Values of the policy: how well its critic explains returns, and the mean standard deviation of a Gaussian."""
     returns = np.asarray(model.rollout_buffer.returns).ravel()
     values = np.asarray(model.rollout_buffer.values).ravel()
-    fine = np.isfinite(returns)
-    result = {"explained_variance": float(explained_variance(values[fine], returns[fine])) if fine.any() else math.nan}
+    finite = np.isfinite(returns)
+    explained = float(explained_variance(values[finite], returns[finite])) if finite.any() else math.nan
+    result = {"explained_variance": explained}
     if hasattr(model.policy, "log_std"):
         result["std"] = float(th.exp(model.policy.log_std.detach()).mean())
     return result

@@ -40,7 +40,7 @@ def check_number(
 
 
 def check_integer(name: str, value: Any, at_least: int, at_most: float = math.inf) -> int:
-    """Floats are no integers, as for stock."""
+    """An integer; floats are none, as for stock."""
     try:
         number = int(operator.index(_scalar(value)))
         if at_least <= number <= at_most:
@@ -54,19 +54,19 @@ def check_integer(name: str, value: Any, at_least: int, at_most: float = math.in
 def check_schedule(
     name: str, value: Any, above: float = -math.inf, at_least: float = -math.inf, infinite: bool = False
 ) -> Any:
-    """Bounds are those of a number; a schedule is left to itself."""
+    """A number within bounds, or a schedule, which is not checked."""
     return value if callable(value) else check_number(name, value, above, at_least, infinite=infinite)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
-    """One of the strings."""
+    """One of the choices."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     return str(value)
 
 
 def check_bool(name: str, value: Any) -> bool:
-    """None, 0 and 1 of any kind count; other values that Python takes for true are too likely to be mistakes."""
+    """A bool, None, 0 or 1 of any kind; other values that Python takes for true are too likely to be mistakes."""
     try:
         plain = _scalar(value)
         if plain is None or plain in (0, 1):
@@ -107,7 +107,7 @@ def sizes_of_ppo(env: Any, normalize_advantage: Any, n_steps: Any, batch_size: A
 
 
 def check_sizes(model: Any) -> None:
-    """What depends on the environments: a model may be loaded with fewer, to be looked at."""
+    """Check what depends on the environments, before training: a model may be loaded with fewer, to be looked at."""
     n_samples, factor = model.n_steps * model.n_envs, getattr(model, "sub_sampling_factor", 1)
     if model.normalize_advantage and n_samples < 2:
         raise ValueError(
@@ -129,7 +129,7 @@ def argument_names(cls: type[Any]) -> set[str]:
 
 
 def as_schedule(value: float | Callable[[float], float]) -> Callable[[float], float]:
-    """A number or a schedule to a schedule, from the remaining progress (1 to 0) to a Python float."""
+    """Make a schedule of a number or a schedule, from the remaining progress (1 to 0) to a Python float."""
     if callable(value):
         schedule = value
         return lambda progress_remaining: float(schedule(progress_remaining))

@@ -1,4 +1,4 @@
-"""What one update learns from."""
+"""The samples that one update learns from."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
         )
 
     def centred(self, scale: bool) -> "Batch":
-        """The same with advantages of mean zero, and of unit variance where ``scale`` says so."""
+        """The same samples with advantages of mean zero, and of unit variance where ``scale`` says so."""
         shifted = self.advantages - self.advantages.mean()
         if scale:
             shifted = shifted / (shifted.square().mean().sqrt() + 1e-8)
@@ -55,7 +55,7 @@ class Batch(NamedTuple):
 
 
 def take(observations: Observations, index: th.Tensor) -> Observations:
-    """(n, ...) or a dict of those to (m, ...), by an index of shape (m,)."""
+    """Some of n observations, (n, ...) or a dict of those, by an index of shape (m,)."""
     return map_arrays(lambda part: part[index], observations)
 
 

@@ -41,7 +41,7 @@ def preserved_distribution(policy: ActorCriticPolicy) -> Iterator[None]:
 
 
 def check_supported(distribution: Distribution) -> None:
-    """A ``ValueError`` where KL and Fisher matrix of a distribution are not known here."""
+    """Raise a ``ValueError`` where KL and Fisher matrix of a distribution are not known here."""
     if not isinstance(distribution, SUPPORTED):
         names = ", ".join(kind.__name__ for kind in SUPPORTED)
         raise ValueError(f"policy's action distribution must be one of {names}, got {type(distribution).__name__}")
@@ -61,9 +61,9 @@ def distribution_parameters(distribution: Distribution) -> Parameters:
     if isinstance(distribution, MultiCategoricalDistribution):
         return tuple(component.logits for component in distribution.distribution)
     if isinstance(distribution, GAUSSIAN):
-        made: object = distribution.distribution  # by whatever the user has overridden
-        if not isinstance(made, Normal):
-            kind = type(made).__name__
+        inner: object = distribution.distribution  # by whatever the user has overridden
+        if not isinstance(inner, Normal):
+            kind = type(inner).__name__
             raise ValueError(f"policy's action distribution must be of independent Gaussians, got {kind}")
         return distribution.distribution.mean, distribution.distribution.stddev
     assert isinstance(distribution, (CategoricalDistribution, BernoulliDistribution))
@@ -126,5 +126,5 @@ def _categorical_fisher(logits: th.Tensor, tangent: th.Tensor) -> th.Tensor:
 
 
 def _times(probability: th.Tensor, value: th.Tensor) -> th.Tensor:
-    """Their product, zero where the probability is: what a mask excludes (a logit of -inf) counts for nothing."""
+    """The product of both, zero where the probability is: what a mask excludes (a logit of -inf) counts for nothing."""
     return th.where(probability > 0.0, probability * value, 0.0)

@@ -27,7 +27,7 @@ class PolicyFunction(nn.Module):
 
     def at(self, tensors: Mapping[str, th.Tensor], *arguments: Any) -> Any:
         """
-        What ``forward`` returns of the arguments with some parameters and buffers, by name, replaced by these tensors.
+        What ``forward`` returns of the arguments where these tensors take the place of parameters and buffers, by name.
         """
         unfold(self.policy)
         for name, value in tensors.items():
@@ -37,7 +37,7 @@ class PolicyFunction(nn.Module):
         return functional_call(self, replaced, arguments, tie_weights=False)
 
     def _hook(self, name: str, value: th.Tensor) -> None:
-        """What the user does to a parameter's gradient is done to that of its stand-in."""
+        """Do to the gradient of a parameter's stand-in what the user's hooks do to the parameter's own."""
         if value.requires_grad:
             hooks = getattr(self.policy.get_parameter(name), "_backward_hooks", None)
             for hook in (hooks or {}).values():
@@ -97,8 +97,8 @@ def tensor_sites(module: nn.Module) -> dict[str, list[str]]:
     """
     sites: dict[int, list[str]] = {}
     for prefix, submodule in module.named_modules():  # each submodule once, whatever it is called elsewhere
-        held = {**submodule._parameters, **submodule._buffers}
-        for name, tensor in held.items():
+        tensors = {**submodule._parameters, **submodule._buffers}
+        for name, tensor in tensors.items():
             if tensor is not None:
                 sites.setdefault(id(tensor), []).append(f"{prefix}.{name}" if prefix else name)
     return {names[0]: names for names in sites.values()}

@@ -51,7 +51,7 @@ class Promise(NamedTuple):
     used_radius: bool
 
     def scaled(self, unit: float) -> "Promise":
-        """The same in another unit of reward."""
+        """The same promise in another unit of reward."""
         gain, gain_stderr, linear_gain = (unit * value for value in (self.gain, self.gain_stderr, self.linear_gain))
         return self._replace(gain=gain, gain_stderr=gain_stderr, linear_gain=linear_gain)
 
@@ -150,11 +150,11 @@ def performance(residuals: FloatArray, dones: npt.NDArray[np.bool_]) -> Estimate
     Blocks of equal length miss what repeats with each episode where few episodes fit a rollout; whole episodes miss
     what happens where they are longer than it. Each sees what the other misses.
     """
-    fine = np.isfinite(residuals)
-    if 2 * fine.sum() < fine.size:
+    finite = np.isfinite(residuals)
+    if 2 * finite.sum() < finite.size:
         return Estimate(math.nan, math.inf)
-    by_blocks = batch_means(residuals[fine], block_ids(*residuals.shape)[fine])
-    by_episodes = batch_means(residuals[fine], episode_ids(dones)[fine])
+    by_blocks = batch_means(residuals[finite], block_ids(*residuals.shape)[finite])
+    by_episodes = batch_means(residuals[finite], episode_ids(dones)[finite])
     if math.isinf(by_episodes.stderr):
         return by_blocks
     return Estimate(by_blocks.mean, max(by_blocks.stderr, by_episodes.stderr))
@@ -169,9 +169,9 @@ def own_share(residuals: FloatArray, ratios: FloatArray, dones: npt.NDArray[np.b
     with it, and what rewards or transitions have changed by. Shapes are (T, N): d are TD residuals of the rollout after
     the step by the critic before it, NaN where faulty; r is of its actions.
     """
-    fine = np.isfinite(residuals)
+    finite = np.isfinite(residuals)
     # The mean of 1 - r is zero, so what all have in common is noise as well.
-    return performance((1.0 - ratios) * (residuals - (residuals[fine].mean() if fine.any() else 0.0)), dones)
+    return performance((1.0 - ratios) * (residuals - (residuals[finite].mean() if finite.any() else 0.0)), dones)
 
 
 def alternating_signs(n_steps: int, n_envs: int) -> FloatArray:
@@ -202,7 +202,7 @@ def batch_means(values: FloatArray, blocks: npt.NDArray[np.int64]) -> Estimate:
 
 
 def difference(after: Estimate, before: Estimate) -> Estimate:
-    """Of two independent estimates, under the new policy and the old one, with its standard error."""
+    """The difference of two independent estimates, under the new policy and the old one, with its standard error."""
     return Estimate(after.mean - before.mean, math.hypot(after.stderr, before.stderr))
 
 

@@ -17,7 +17,7 @@ VANISHING = "the gradient vanishes or is not finite"
 
 
 def invalid_step(surrogate: Surrogate, reason: str, n_backtracks: int = 0, radius_at_fault: bool = False) -> Step:
-    """The step that stays, and why; ``n_backtracks`` trial points were spent."""
+    """A step that stays at θ_k, and why; ``n_backtracks`` trial points were spent."""
     return Step(StepStatus.INVALID, surrogate.origin, HERE, 0.0, n_backtracks, reason, radius_at_fault)
 
 

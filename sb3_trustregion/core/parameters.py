@@ -1,4 +1,4 @@
-"""Which parameters act; flatten, write and restore them; whether somebody else has changed them."""
+"""Finds which parameters act; flattens, writes and restores them; tells whether somebody else has changed them."""
 
 import hashlib
 import itertools
@@ -69,17 +69,17 @@ def actor_parameters(policy: ActorCriticPolicy, observations: Observations) -> P
     """
     _, actor = _acting(policy, observations)
     n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
-    outputs, asked = _acting(policy, take(observations, th.linspace(0, n - 1, min(n, FEW)).long()))
+    outputs, leaves = _acting(policy, take(observations, th.linspace(0, n - 1, min(n, FEW)).long()))
     return ParameterVector(
         names=tuple(actor),
         shapes=tuple(leaf.shape for leaf in actor.values()),
         dtypes=tuple(leaf.dtype for leaf in actor.values()),
-        differentiable_twice=not asked or differentiable_twice(outputs, list(asked.values())),
+        differentiable_twice=not leaves or differentiable_twice(outputs, list(leaves.values())),
     )
 
 
 def _acting(policy: ActorCriticPolicy, observations: Observations) -> tuple[list[th.Tensor], dict[str, th.Tensor]]:
-    """What can be differentiated of the distributions' parameters, and those parameters of the policy that it is by."""
+    """Those of the distributions' parameters that have a gradient, and those of the policy's that they depend on."""
     trainable: dict[str, th.Tensor] = {
         name: parameter
         for name, parameter in policy.named_parameters()
@@ -93,8 +93,8 @@ def _acting(policy: ActorCriticPolicy, observations: Observations) -> tuple[list
             return [], {}
         total = th.stack([output.sum() for output in attached]).sum()
     gradients = th.autograd.grad(total, list(trainable.values()), retain_graph=True, allow_unused=True)
-    found = zip(trainable.items(), gradients, strict=True)
-    return attached, {name: leaf for (name, leaf), gradient in found if gradient is not None}
+    pairs = zip(trainable.items(), gradients, strict=True)
+    return attached, {name: leaf for (name, leaf), gradient in pairs if gradient is not None}
 
 
 def critic_parameters(policy: ActorCriticPolicy, actor: ParameterVector) -> list[th.nn.Parameter]:
@@ -111,14 +111,14 @@ def snapshot(policy: ActorCriticPolicy) -> dict[str, th.Tensor]:
 
 
 def folded_into(policy: ActorCriticPolicy) -> set[str]:
-    """Frozen parameters that others may be folded into, and out of again: the same but for rounding."""
+    """Names of frozen parameters that others may be folded into, and out of again: the same but for rounding."""
     folding = (module for module in policy.modules() if has_ways_of_training(module))
-    held = {id(p) for module in folding for p in module.parameters(recurse=False) if not p.requires_grad}
-    return {name for name, p in policy.named_parameters() if id(p) in held}
+    frozen_ids = {id(p) for module in folding for p in module.parameters(recurse=False) if not p.requires_grad}
+    return {name for name, p in policy.named_parameters() if id(p) in frozen_ids}
 
 
 def tensors_of(policy: ActorCriticPolicy) -> dict[str, th.Tensor]:
-    """Parameters and buffers by name, themselves."""
+    """The parameters and buffers themselves, not copies, by name."""
     return {**dict(policy.named_parameters()), **dict(policy.named_buffers())}
 
 
@@ -133,8 +133,8 @@ def restore(policy: ActorCriticPolicy, saved: Mapping[str, th.Tensor]) -> None:
 
 def fingerprint(policy: ActorCriticPolicy, with_optimizer: bool = False) -> str:
     """
-    Of all parameters and of which are trainable, with the optimiser's state or without: another one after any change,
-    by whatever road.
+    A hash of all parameters and of which are trainable, with the optimiser's state or without: another one after any
+    change, by whatever road.
     """
     folded = folded_into(policy)
     digest = hashlib.blake2b(digest_size=16)
@@ -152,7 +152,7 @@ def fingerprint(policy: ActorCriticPolicy, with_optimizer: bool = False) -> str:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """Of nested dicts, their keys too, and sequences."""
+    """The leaves of nested dicts, whose keys are leaves too, and of sequences."""
     if isinstance(value, Mapping):
         value = [part for item in value.items() for part in item]
     if not isinstance(value, (list, tuple)):

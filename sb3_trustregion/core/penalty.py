@@ -90,7 +90,7 @@ def mean_kl(policy: ActorCriticPolicy, observations: Observations, old: Paramete
 
 
 def _distributions(policy: ActorCriticPolicy, observations: Observations) -> tuple[Distribution, Parameters]:
-    """One of the policy's kind, and the parameters of all."""
+    """A distribution of the policy's kind, and the parameters of those in all states."""
     policy = uncompiled(policy)
     with preserved_distribution(policy):
         distribution = policy.get_distribution(observations)

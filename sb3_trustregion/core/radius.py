@@ -35,8 +35,8 @@ LEAST_RELIABILITY = 0.02
 OUTLIER = 5.0
 # Standard errors of θ to its bounds.
 DOUBT = 2.0
-# Of the way to the length aimed at (in the logarithm), at each update: from twenty times too long or too short in some
-# fifteen.
+# Share of the way to the length aimed at (in the logarithm) that is gone at each update: from twenty times too long or
+# too short in some fifteen updates.
 SHARE_OF_THE_WAY = 0.2
 # Evidence on steps of one length is not trusted beyond this factor on it.
 FARTHEST = 4.0
@@ -197,9 +197,10 @@ def shrink_radius(state: TrustRegionState, rule: RadiusRule) -> TrustRegionState
 
 def _is_significantly_worse(measured: Improvement, z: float | None) -> bool:
     """
-    Of this step alone: what the steps before it brought is no reason to keep a policy that is worse.
+    Judge this step alone: what the steps before it brought is no reason to keep a policy that is worse.
 
-    As a whole, for a small loss that is well known is no collapse, and by the step's own doing.
+    Both the whole performance and the step's own share of it must be worse: a small loss that is well known is no
+    collapse, and a loss that is not the step's own doing is not mended by undoing it.
     """
     estimates = (measured.actual, measured.stderr), measured.whole
     return z is not None and all(stderr > 0.0 and mean < -z * stderr for mean, stderr in estimates)
@@ -230,7 +231,7 @@ def _pool(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> T
 
 
 def _noise_aware(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> float:
-    """Factor on the squared length, towards the prior as far as the evidence allows; a share of the way."""
+    """Factor on the squared length, a share of the way towards the prior as far as the evidence allows."""
     length = measured.promise.length
     known = length * (rule.prior / state.radius) ** (1.0 / rule.exponent)
     bend = (state.promised - state.gained) / state.leverage
@@ -242,12 +243,12 @@ def _noise_aware(state: TrustRegionState, measured: Improvement, rule: RadiusRul
 
 
 def _length_that_keeps(share: float, bend: float) -> float:
-    """1 - θ·s = share; infinite where longer steps keep all of their promise."""
+    """The length s at which 1 - θ·s = share; infinite where longer steps keep all of their promise."""
     return (1.0 - share) / bend if bend > 0.0 else math.inf
 
 
 def _textbook(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> float:
-    """Nocedal & Wright, algorithm 4.1, on the last ratio alone: blind to noise, kept for comparison."""
+    """Decide by Nocedal & Wright, algorithm 4.1, on the last ratio alone: blind to noise, kept for comparison."""
     ratio = measured.ratio
     if not ratio >= 0.25:
         return 0.25**2
@@ -255,7 +256,7 @@ def _textbook(state: TrustRegionState, measured: Improvement, rule: RadiusRule) 
 
 
 def _fixed(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> float:
-    """The radius stays: the ablation, roll-back still works."""
+    """Keep the radius: an ablation, in which roll-back still works."""
     return 1.0
 
 

@@ -37,7 +37,7 @@ class Evaluation(NamedTuple):
 
     @property
     def is_finite(self) -> bool:
-        """Whether gain and KL are."""
+        """Whether gain and KL are finite."""
         return math.isfinite(self.gain) and math.isfinite(self.kl)
 
     @property

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_versions() -> Iterator[Finding]:
-    """:return: What is installed, and whether RL Zoo is a version that the registration knows"""
+    """What is installed, and whether RL Zoo is a version that the registration knows."""
     yield Finding(True, f"Python {platform.python_version()} ({sys.executable})")
     for name in _DISTRIBUTIONS:
         try:
@@ -62,21 +62,21 @@ def check_versions() -> Iterator[Finding]:
 
 
 def check_hook() -> Iterator[Finding]:
-    """:return: Whether ``python -m rl_zoo3.train`` knows our algorithms, and what makes it so"""
+    """Whether ``python -m rl_zoo3.train`` knows our algorithms, and what makes it so."""
     folders = [*site.getsitepackages(), site.getusersitepackages()]
-    found = [str(path) for folder in folders if (path := Path(folder) / _STARTUP_FILE).is_file()]
-    location = ", ".join(found) or f"no {_STARTUP_FILE} in {', '.join(folders)}"
+    files = [str(path) for folder in folders if (path := Path(folder) / _STARTUP_FILE).is_file()]
+    location = ", ".join(files) or f"no {_STARTUP_FILE} in {', '.join(folders)}"
     if import_hook.is_disabled():
         yield Finding(True, f"switched off by {import_hook.DISABLE_VARIABLE}: use python -m sb3_trustregion.zoo")
     elif import_hook.is_installed():
         yield Finding(True, f"active ({location})")
     else:
-        reason = "its file is there but did not run, or gave up" if found else "reinstall sb3_trustregion"
+        reason = "its file is there but did not run, or gave up" if files else "reinstall sb3_trustregion"
         yield Finding(False, f"not active ({location}): {reason}, or use python -m sb3_trustregion.zoo")
 
 
 def check_zoo() -> Iterator[Finding]:
-    """:return: What is in RL Zoo's tables, by the hook and after ``register()``"""
+    """What is in RL Zoo's tables, by the hook and after ``register()``."""
     try:
         zoo = importlib.import_module("rl_zoo3.exp_manager")  # imports all three tables: the hook's chance
     except Exception as error:
@@ -98,12 +98,12 @@ def check_zoo() -> Iterator[Finding]:
         if missing:
             yield Finding(False, f"{name}: missing in {', '.join(missing)}")
         else:
-            found = zoo.ALGOS[name]
-            yield Finding(found is ours, f"{name}: {found.__module__}.{found.__qualname__}")
+            registered = zoo.ALGOS[name]
+            yield Finding(registered is ours, f"{name}: {registered.__module__}.{registered.__qualname__}")
 
 
 def check_hyperparameter_files() -> Iterator[Finding]:
-    """:return: Where the default hyperparameters come from"""
+    """Where the default hyperparameters come from."""
     for name in ALGORITHMS:
         path = registration.hyperparameters_path(name)
         yield Finding(path.is_file(), f"{name}: {path}" + ("" if path.is_file() else " is missing"))

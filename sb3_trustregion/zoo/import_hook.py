@@ -83,12 +83,12 @@ class RegistrationFinder:
 
 
 def is_disabled() -> bool:
-    """:return: Whether the environment variable switches the hook off"""
+    """Whether the environment variable switches the hook off."""
     return os.environ.get(DISABLE_VARIABLE, "0") not in {"", "0"}
 
 
 def is_installed() -> bool:
-    """:return: Whether the hook is in place in this interpreter"""
+    """Whether the hook is in place in this interpreter."""
     return any(isinstance(finder, RegistrationFinder) for finder in sys.meta_path)
 
 

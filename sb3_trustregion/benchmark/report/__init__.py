@@ -1,1 +1,1 @@
-"""What came of a grid: scores, statistics, figures, and a page of them."""
+"""Reports on what came of a grid: scores, statistics, figures, and a page of them."""

@@ -35,11 +35,11 @@ class Page:
         self._parts.append(prefix + html.escape(text, quote=False))
 
     def code(self, text: str) -> None:
-        """Lines as they are."""
+        """Add lines that are shown as they are."""
         self._parts.append(f"```\n{text.rstrip()}\n```")
 
     def table(self, table: pd.DataFrame) -> None:
-        """A table of texts, rows by name."""
+        """Add a table of texts, whose rows are named by its index."""
         rows = [["", *table.columns], ["---", *["---:"] * len(table.columns)]]
         rows += [[str(name), *cells] for name, cells in zip(table.index, table.to_numpy().tolist(), strict=True)]
         self.add("\n".join(f"| {' | '.join(row)} |" for row in rows))
@@ -53,13 +53,13 @@ class Page:
 
     @contextlib.contextmanager
     def fold(self, title: str) -> Iterator[None]:
-        """What is added within is shown when asked for; the title at first."""
+        """Fold away what is added within: at first the title alone is shown."""
         self._parts.append(f'<details markdown="1"><summary>{html.escape(title)}</summary>')
         yield
         self._parts.append("</details>")
 
     def write(self) -> Path:
-        """:return: the page in HTML"""
+        """Write both files, and return the path of the HTML page."""
         text = "\n\n".join(self._parts) + "\n"
         (self.folder / "summary.md").write_text(text, "utf-8")
         converter = markdown.Markdown(extensions=["tables", "fenced_code", "md_in_html", "toc"])

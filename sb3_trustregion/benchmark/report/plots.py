@@ -27,7 +27,7 @@ def _palette(labels: Sequence[str]) -> dict[str, Any]:
 
 
 def intervals(estimates: Estimates, titles: list[str]) -> Figure:
-    """:return: a panel per title, an interval per label"""
+    """Estimates as intervals: a panel per title, an interval per label."""
     labels = list(estimates.points)
     place = {"xlabel": "interquartile mean of normalised scores", "xlabel_y_coordinate": -1.0 / len(labels)}
     drawn: tuple[Figure, Any] = plot_utils.plot_interval_estimates(
@@ -37,7 +37,7 @@ def intervals(estimates: Estimates, titles: list[str]) -> Figure:
 
 
 def improvements(estimates: Estimates) -> Figure:
-    """:return: an interval per pair of labels, which have a ``|`` between them, beside the even chance"""
+    """Probabilities of improvement beside the even chance, an interval per pair of labels with a ``|`` between them."""
     size = (7, 0.9 + 0.34 * len(estimates.points))
     axis = plot_utils.plot_probability_of_improvement(
         *estimates, pair_separator="|", figsize=size, xlabel="P(X is better than Y)", **SMALL
@@ -48,14 +48,14 @@ def improvements(estimates: Estimates) -> Figure:
 
 
 def profiles(estimates: Estimates, thresholds: Array) -> Figure:
-    """:return: the share of the runs that exceed the thresholds, a line per label"""
+    """Performance profiles: the share of the runs that exceed the thresholds, a line per label."""
     labels = list(estimates.points)
     look = {"colors": _palette(labels), "linestyles": dict(zip(labels, itertools.cycle(DASHES), strict=False)), **SMALL}
     return _with_legend(plot_utils.plot_performance_profiles(estimates.points, thresholds, estimates.intervals, **look))
 
 
 def sample_efficiency(estimates: Estimates) -> Figure:
-    """:return: interquartile means at the checkpoints, a line per label over the share of the budget"""
+    """Sample efficiency: interquartile means at the checkpoints, a line per label over the share of the budget."""
     budget = 100.0 * np.arange(1, N_CHECKPOINTS + 1) / N_CHECKPOINTS
     names = {"xlabel": "environment steps, % of each task's budget", "ylabel": "interquartile mean of scores"}
     look = {"colors": _palette(list(estimates.points)), "marker": "", "figsize": (10, 5), **names, **SMALL}
@@ -72,7 +72,7 @@ def _with_legend(axis: Any) -> Figure:
 
 
 def learning_curves(collection: Collection, variants: list[Variant]) -> Figure:
-    """:return: a panel per task: the mean of the seeds, and from the worst to the best of them"""
+    """Learning curves, a panel per task: the mean of the seeds, and a band from the worst to the best of them."""
     labels = {variant.name: variant.label for variant in variants}
     shares = np.arange(1, N_CHECKPOINTS + 1) / N_CHECKPOINTS
     frames = []
@@ -84,7 +84,7 @@ def learning_curves(collection: Collection, variants: list[Variant]) -> Figure:
 
 
 def traces(collection: Collection, task: str, variants: list[Variant]) -> Figure:
-    """:return: radius, ρ and KL of every run on a task over training; ρ beyond ±3 is cut off"""
+    """Radius, ρ and KL of every run on a task over training; ρ beyond ±3 is cut off."""
     frames = []
     for variant in variants:
         for seed in collection.seeds:
@@ -98,7 +98,7 @@ def traces(collection: Collection, task: str, variants: list[Variant]) -> Figure
 
 
 def _lines(frames: list[pd.DataFrame], order: list[str], title: str, **options: Any) -> Figure:
-    """Panels of lines by seaborn."""
+    """Draw panels of lines by seaborn."""
     data = pd.concat(frames, ignore_index=True)
     order = [label for label in order if label in set(data["line"])]
     lines = {"hue": "line", "style": "line", "hue_order": order, "style_order": order, "palette": _palette(order)}

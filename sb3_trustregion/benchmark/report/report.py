@@ -51,7 +51,7 @@ class Report:
         self.data: dict[str, list[pd.DataFrame]] = {}
 
     def write(self) -> None:
-        """All sections in order."""
+        """Write all sections in order."""
         select = self.collection.select
         main = select(lambda variant: variant.role in (STOCK, OURS))
         tuned = select(lambda variant: variant.role == TUNED or (variant.role == STOCK and variant.per_task))
@@ -72,7 +72,7 @@ class Report:
         self._failures()
 
     def _beside_stock(self, variants: list[Variant], name: str) -> None:
-        """Each of ours with each of stock; where seeds are missing, those that have all of them once more."""
+        """Compare each of ours with each of stock; where seeds are missing, once more those that have all of them."""
 
         def pairs_of(those: list[Variant]) -> list[tuple[Variant, Variant]]:
             return [(x, y) for x in those if x.role != STOCK for y in those if y.role == STOCK]
@@ -86,7 +86,7 @@ class Report:
         self._curves(variants, name)
 
     def _compare(self, variants: list[Variant], name: str, pairs: list[tuple[Variant, Variant]]) -> Block:
-        """Interquartile means, and which of a pair is better, over all tasks where no run is missing."""
+        """Show interquartile means, and which of a pair is better, over all tasks where no run is missing."""
         block = make_block(self.collection, variants, self.references)
         if block.left_out:
             self.page.add(f"Left out of what is taken over all tasks: {'; '.join(block.left_out)}.", NOTE)
@@ -101,10 +101,10 @@ class Report:
             self.page.picture(f"{name}-intervals", plots.intervals(estimates, list(METRICS.values())), caption)
         if block.tasks and pairs:
             both = {f"{x.label}|{y.label}": [block.final[x.label], block.final[y.label]] for x, y in pairs}
-            found = estimate(both, improvement_probability, self.reps)
-            self._keep("improvement", found, name)
-            self.page.picture(f"{name}-improvement", plots.improvements(found), IMPROVEMENT.replace("\n", " "))
-            self.page.table(tables.improvements(found))
+            probabilities = estimate(both, improvement_probability, self.reps)
+            self._keep("improvement", probabilities, name)
+            self.page.picture(f"{name}-improvement", plots.improvements(probabilities), IMPROVEMENT.replace("\n", " "))
+            self.page.table(tables.improvements(probabilities))
         return block
 
     def _distributions(self, block: Block, name: str) -> None:

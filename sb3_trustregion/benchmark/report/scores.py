@@ -1,4 +1,4 @@
-"""From a folder of results to scores that may be compared: raw and normalised, a row per run."""
+"""Makes scores that may be compared of a folder of results: raw and normalised, a row per run."""
 
 import re
 from collections.abc import Callable
@@ -32,21 +32,21 @@ class Reference(NamedTuple):
     reference: float
 
     def normalize(self, returns: Any) -> Any:
-        """:return: scores"""
+        """Raw returns as normalised scores."""
         return (returns - self.random) / (self.reference - self.random)
 
 
 def read_references(path: Path = REFERENCES) -> dict[str, Reference]:
-    """:return: references by task, of a file as the committed one"""
+    """References by task, from a file such as the committed one."""
     try:
         tasks = yaml.safe_load(path.read_text("utf-8"))["tasks"]
-        found = {task: Reference(float(entry["random"]), float(entry["reference"])) for task, entry in tasks.items()}
+        by_task = {task: Reference(float(entry["random"]), float(entry["reference"])) for task, entry in tasks.items()}
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"references must be a file with random and reference per task, got {str(path)!r}") from error
-    for task, (random, reference) in found.items():
+    for task, (random, reference) in by_task.items():
         if not reference > random:
             raise ValueError(f"reference must be > random, got {reference} and {random} for {task}")
-    return found
+    return by_task
 
 
 def last_returns(timesteps: Array, returns: Array) -> float:
@@ -90,11 +90,11 @@ class Collection:
     seeds: list[int]
 
     def select(self, wanted: Callable[[Variant], bool]) -> list[Variant]:
-        """:return: the variants that are wanted"""
+        """The variants that are wanted."""
         return [variant for variant in self.variants if wanted(variant)]
 
     def seeds_of(self, variant: Variant) -> list[int]:
-        """:return: those that it has been run with"""
+        """The seeds that a variant has been run with."""
         return sorted({seed for _, name, seed in self.runs if name == variant.name})
 
 
@@ -146,7 +146,7 @@ def _scores(run: Run) -> tuple[dict[str, Any], Array]:
 
 
 def _decisions(updates: pd.DataFrame) -> dict[str, float]:
-    """What the rule did, where there is one."""
+    """What the radius rule did, nothing where a variant has none."""
     if "radius" not in updates or "n_rollbacks" not in updates:
         return {}
     radius = updates["radius"].dropna()

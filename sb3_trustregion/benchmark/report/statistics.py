@@ -44,7 +44,7 @@ def make_block(collection: Collection, variants: list[Variant], references: Mapp
     """
     tasks, left_out = [], []
     of_variants = [collection.seeds_of(variant) for variant in variants]
-    seeds = [seed for seed in collection.seeds if all(seed in its for its in of_variants)] or collection.seeds
+    seeds = [seed for seed in collection.seeds if all(seed in theirs for theirs in of_variants)] or collection.seeds
     for task in collection.tasks:
         missing = [v.name for v in variants if any((task, v.name, s) not in collection.runs for s in seeds)]
         if missing:

@@ -11,7 +11,7 @@ from sb3_trustregion.benchmark.report.statistics import Block, Estimates
 
 
 def number(value: float) -> str:
-    """:return: three or four digits of a number"""
+    """A number as a text of three or four digits."""
     if not np.isfinite(value):
         return "–"
     digits = 0 if abs(value) >= 100 or float(value).is_integer() else 1 if abs(value) >= 10 else 2
@@ -28,7 +28,7 @@ def bold(table: pd.DataFrame, values: Array) -> pd.DataFrame:
 
 
 def with_intervals(estimates: Estimates, label: str) -> list[str]:
-    """:return: each figure of a label with its interval"""
+    """Each figure of a label with its interval, as texts."""
     figures = np.vstack([estimates.points[label], *estimates.intervals[label]]).T
     # + 0.0, so that there is no −0.00
     texts = [[f"{round(value, 2) + 0.0:.2f}".replace("-", "−") for value in values] for values in figures]
@@ -36,13 +36,13 @@ def with_intervals(estimates: Estimates, label: str) -> list[str]:
 
 
 def improvements(estimates: Estimates) -> pd.DataFrame:
-    """:return: how probable it is that X is better than Y, a row per pair of labels with a ``|`` between them"""
+    """A table of how probable it is that X is better than Y, a row per pair of labels with a ``|`` between them."""
     rows = {pair.replace("|", " better than "): with_intervals(estimates, pair) for pair in estimates.points}
     return pd.DataFrame.from_dict(rows, orient="index", columns=["probability"])
 
 
 def overview(collection: Collection, block: Block, estimates: Estimates) -> pd.DataFrame:
-    """:return: interquartile means of each metric, a row per variant"""
+    """A table of interquartile means of each metric, a row per variant."""
     rows = {}
     for variant in block.variants:
         status = collection.table.loc[collection.table["variant"] == variant.name, "status"]
@@ -53,7 +53,7 @@ def overview(collection: Collection, block: Block, estimates: Estimates) -> pd.D
 
 
 def task_table(collection: Collection, task: str) -> pd.DataFrame:
-    """:return: raw returns and cost on a task, a row per variant"""
+    """A table of raw returns and cost on a task, a row per variant."""
     rows, means = {}, []
     of_task = collection.table[collection.table["task"] == task]
     costs = {"n_timesteps": "steps", "training_cpu_seconds": "CPU s"}
@@ -73,7 +73,7 @@ def task_table(collection: Collection, task: str) -> pd.DataFrame:
 
 
 def decisions(collection: Collection) -> pd.DataFrame:
-    """:return: what the rule did, means over seeds (of radii, geometric), a row per task and variant"""
+    """A table of what the rule did, means over seeds (of radii, geometric), a row per task and variant."""
     rows = {}
     labels = {variant.name: variant.label for variant in collection.variants}
     counts = {"n_updates": "updates", "n_rollbacks": "roll-backs", "n_feedback_decisions": "decisions by feedback"}

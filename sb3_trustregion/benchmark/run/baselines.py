@@ -32,7 +32,7 @@ class KLAdaptivePPO(PPO):
             update_learning_rate(optimizer, self.adapted_rate)
 
     def train(self) -> None:
-        """One update of PPO; the next learning rate by the KL divergence of its last epoch."""
+        """Make one update of PPO, and set the next learning rate by the KL divergence of its last epoch."""
         super().train()
         assert self.adapted_rate is not None
         kl = float(self.logger.name_to_value["train/approx_kl"])

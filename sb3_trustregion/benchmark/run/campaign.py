@@ -1,4 +1,4 @@
-"""Carries a grid out: what is missing of it, on this machine's cores or on a Dask cluster, one run each."""
+"""Carries out what is missing of a grid, on this machine's cores or on a Dask cluster, a run on each core."""
 
 import contextlib
 import json
@@ -71,7 +71,7 @@ def _keep(key: Key, files: dict[str, bytes], results: Results, progress: Progres
 
 
 def _ready(specs: Iterable[RunSpec], results: Results, progress: Progress) -> Iterator[tuple[str, str]]:
-    """Arguments of runs with all that they need; those that will never have it fail here."""
+    """Arguments of ``execute`` for each run; those whose record to replay will never be there fail here."""
     for spec in specs:
         if spec.variant.replays:
             assert spec.replayed_seed is not None
@@ -88,7 +88,7 @@ def _ready(specs: Iterable[RunSpec], results: Results, progress: Progress) -> It
 
 @contextlib.contextmanager
 def _parallel(jobs: int, address: str) -> Iterator[Any]:
-    """A ``Parallel`` of joblib's, which hands back each run as soon as it is done."""
+    """Make joblib's ``Parallel``, which hands back each run as soon as it is done."""
     shared = {"return_as": "generator_unordered", "batch_size": 1}
     if not address:
         # Threads: each of them waits for a process.

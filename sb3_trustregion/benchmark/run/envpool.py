@@ -28,12 +28,12 @@ class EnvPoolVecEnv(VecEnv):
         self._pool: Any = None
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """EnvPool takes seeds when it makes environments: at the next reset they are made anew."""
+        """Have the environments made anew at the next reset: EnvPool takes seeds when it makes them."""
         self._pool = None
         return super().seed(seed)
 
     def reset(self) -> Any:
-        """First observations of new episodes."""
+        """Reset all environments, and return their first observations."""
         if self._pool is None:
             seeds = [0 if seed is None else seed % 2**31 for seed in self._seeds]
             size: dict[str, Any] = {"num_envs": self.num_envs, "num_threads": 1, "env_seed": seeds}
@@ -42,11 +42,11 @@ class EnvPoolVecEnv(VecEnv):
         return self._copy(self._pool.reset()[0])
 
     def step_async(self, actions: Any) -> None:
-        """Takes the actions."""
+        """Take the actions for ``step_wait``."""
         self._actions = np.asarray(actions, self.action_space.dtype)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """A step of all, and a reset of those whose episodes it ended."""
+        """Step all environments, and reset those whose episodes have ended."""
         received, rewards, terminated, truncated, _ = self._pool.step(self._actions)
         observations, dones = self._copy(received), terminated | truncated
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
@@ -67,21 +67,21 @@ class EnvPoolVecEnv(VecEnv):
         self._pool = None
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """There are no attributes, but nothing is drawn."""
+        """Tell that nothing is rendered; there are no other attributes."""
         if attr_name != "render_mode":
             raise AttributeError(f"environments of EnvPool have no attributes, got {attr_name!r}")
         return [None for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """There are no attributes."""
+        """Refuse: there are no attributes."""
         raise AttributeError(f"environments of EnvPool have no attributes, got {attr_name!r}")
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """There are no methods."""
+        """Refuse: there are no methods."""
         raise AttributeError(f"environments of EnvPool have no methods, got {method_name!r}")
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        """None is."""
+        """Tell that no environment is wrapped."""
         return [False for _ in self._get_indices(indices)]
 
 

@@ -26,7 +26,7 @@ SHOWN_DIFFERENCES = 5
 
 
 def read_grid(path: Path) -> dict[str, Any]:
-    """Entries of a YAML file, ``output`` relative to it, and its name without suffix where ``output`` is missing."""
+    """The entries of a YAML file, ``output`` relative to it; where that is missing, the file's name without suffix."""
     try:
         values = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -155,7 +155,7 @@ def _spec(values: dict[str, Any], task: str, variant: Variant, seed: int) -> Run
 
 
 def check_results(specs: list[RunSpec], results: Results, rerun_outdated: bool) -> None:
-    """A ``ValueError`` where results of other versions would be mixed with the runs that are wanted."""
+    """Raise a ``ValueError`` where results of other versions would be mixed with the runs that are wanted."""
     wanted = {spec.key for spec in specs} if rerun_outdated else set()
     kept = [run.record for run in results.all() if run.key not in wanted]
     mixed = mixtures([*(spec.record for spec in specs), *kept])

@@ -1,4 +1,4 @@
-"""From a variant and a task to the hyperparameters of a run, as one of RL Zoo's files would hold them."""
+"""Finds the hyperparameters of a run by its variant and task, as one of RL Zoo's files would hold them."""
 
 import importlib.util
 import pydoc
@@ -42,7 +42,7 @@ def resolve(variant: Variant, task: str, n_timesteps: int, environment: dict[str
 
 
 def task_entry(config: str, task: str) -> dict[str, Any] | None:
-    """A task's entry in a hyperparameter file, or that of the ``-v4`` of a ``-v5``, which RL Zoo's files lack."""
+    """A task's entry in a hyperparameter file; for a ``-v5``, which RL Zoo's files lack, that of the ``-v4``."""
     entries = _entries(config)
     entry = entries.get(task)
     if entry is None and task.endswith("-v5"):
@@ -51,7 +51,7 @@ def task_entry(config: str, task: str) -> dict[str, Any] | None:
 
 
 def usual_timesteps(task: str) -> int:
-    """:return: the smaller of RL Zoo's budgets for PPO and TRPO on a task"""
+    """The smaller of RL Zoo's budgets for PPO and TRPO on a task."""
     entries = [task_entry(config, task) or {} for config in ("ppo", "trpo")]
     return int(min(entry.get("n_timesteps", FALLBACK_TIMESTEPS) for entry in entries))
 
@@ -64,7 +64,7 @@ def _entries(config: str) -> dict[str, Any]:
 
 
 def _zoo_folder() -> Path:
-    """Found without importing RL Zoo, which takes seconds."""
+    """Find the folder of RL Zoo's files without importing RL Zoo, which takes seconds."""
     spec = importlib.util.find_spec("rl_zoo3")
     assert spec is not None
     assert spec.origin is not None
@@ -73,7 +73,7 @@ def _zoo_folder() -> Path:
 
 
 def algorithms() -> dict[str, type[Any]]:
-    """:return: RL Zoo's table of algorithms with ours and the benchmark's baseline; takes seconds the first time"""
+    """RL Zoo's table of algorithms with ours and the benchmark's baseline; takes seconds the first time."""
     from rl_zoo3.utils import ALGOS
 
     from sb3_trustregion.benchmark.run.baselines import KLAdaptivePPO

@@ -16,7 +16,7 @@ class ActualZero(Judge):
     """Every step is taken to have brought nothing: what is left of the rule is calibration, not feedback."""
 
     def perceive(self, measured: Improvement) -> Improvement:
-        """No improvement, whatever was measured."""
+        """Take the improvement for zero, whatever was measured."""
         return measured._replace(actual=0.0, difference=None)
 
 
@@ -39,11 +39,11 @@ class Recorded(Judge):
         self.position = 0
 
     def state_dict(self) -> dict[str, th.Tensor]:
-        """Of the judge, and the position in the recording."""
+        """The judge's state, and the position in the recording."""
         return {**super().state_dict(), "position": th.tensor(self.position)}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
-        """As in the class above."""
+        """Load what ``state_dict`` gave, as a judge does."""
         super().load_state_dict(state, strict)
         self.position = int(state.get("position", self.position))
 
@@ -66,7 +66,7 @@ class ActualShuffled(Recorded):
             raise ValueError(f"recording must have steps that were judged, got none in {len(outcomes)} rows")
 
     def perceive(self, measured: Improvement) -> Improvement:
-        """The next outcome of the other run."""
+        """Take the next outcome of the other run for this one's."""
         turn, index = divmod(self.position, len(self.outcomes))
         self.position += 1
         order = np.random.default_rng([self.seed, turn]).permutation(len(self.outcomes))
@@ -74,14 +74,14 @@ class ActualShuffled(Recorded):
         return measured._replace(actual=float(actual), stderr=float(stderr), difference=None)
 
     def _review_roll_back(self, *args: Any) -> None:
-        """Whether a roll-back helped is feedback too."""
+        """Look away: whether a roll-back helped is feedback too."""
 
 
 class ReplayedSchedule(Recorded):
-    """The radius that another run had at the same update, whatever the steps bring."""
+    """Takes the radius that another run had at the same update, whatever the steps bring."""
 
     def decide(self, measured: Improvement | None) -> TrustRegionState:
-        """The state with the recorded radius; at its end the recording stays at the last."""
+        """The state with the recorded radius; beyond the recording's end, with its last one."""
         row = min(self.position, len(self.recording) - 1)
         self.position += 1
         return replace(super().decide(measured), radius=float(self.recording[row, 1]))

@@ -1,4 +1,4 @@
-"""A run in a process of its own: how that is started, watched and brought home."""
+"""Starts and watches a run in a process of its own, and brings its files home."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def execute(spec_json: str, steps_file: str) -> tuple[Key, dict[str, bytes]]:
 
 
 def collect(folder: Path, spec: RunSpec, returncode: int) -> dict[str, bytes]:
-    """:return: contents of a run's files by name, whatever became of its process"""
+    """The contents of a run's files by name, whatever became of its process."""
     result = folder / RESULT_FOLDER
     files = {path.name: path.read_bytes() for path in result.iterdir()} if result.is_dir() else {}
     if MISMATCH_FILE in files or (returncode == 0 and RUN_FILE in files):
@@ -61,12 +61,12 @@ def collect(folder: Path, spec: RunSpec, returncode: int) -> dict[str, bytes]:
 
 
 def failed(spec: RunSpec, reason: str) -> dict[str, bytes]:
-    """:return: contents of the files of a run without a result by name"""
+    """The contents by name of the files of a run that has no result."""
     return {RUN_FILE: json.dumps({**spec.record, "status": "failed"}).encode(), TRACEBACK_FILE: reason.encode()}
 
 
 def without_machine(text: str) -> str:
-    """:return: text of a traceback with paths that mean something on other machines too"""
+    """A traceback's text with paths that mean something on other machines too."""
     paths = sysconfig.get_paths()
     places = {str(PACKAGE.parent) + os.sep: "", paths["purelib"]: "site-packages", paths["stdlib"]: "python"}
     for place, name in places.items():

@@ -1,4 +1,4 @@
-"""How far a grid is: one bar over the time steps of all of its runs, those in flight included."""
+"""Shows how far a grid is: one bar over the time steps of all of its runs, those in flight included."""
 
 import contextlib
 import statistics
@@ -47,11 +47,11 @@ class Progress:
         self._folder.cleanup()
 
     def steps_file(self, key: Key) -> str:
-        """:return: where a run tells its time steps"""
+        """The file in which a run tells its time steps."""
         return str(Path(self._folder.name, "~".join(map(str, key)).replace("/", "~")))
 
     def advance(self, key: Key, record: dict[str, Any]) -> None:
-        """Take note of a run that is done, by what is kept of it."""
+        """Take note of a run that is done, by its record."""
         self._n_done += 1
         outcome = "FAILED"
         if record["status"] == "finished":

@@ -50,7 +50,7 @@ def module_hashes(variant: Variant) -> dict[str, str]:
 
 @cache
 def _hash(module: str) -> str:
-    """Of its statements: the same code commented otherwise is the same code."""
+    """Hash a module's statements: the same code commented otherwise is the same code."""
     spec = importlib.util.find_spec(module)
     assert spec is not None
     assert spec.origin is not None
@@ -62,7 +62,7 @@ def _hash(module: str) -> str:
 
 
 def git_commit() -> dict[str, Any]:
-    """:return: the commit that the package is checked out at and whether files of it differ; nothing where no git is"""
+    """The commit that the package is checked out at, and whether its files differ; nothing without git."""
     commit = _git("rev-parse", "HEAD") if _git("ls-files", "--error-unmatch", "__init__.py") else ""
     if not commit:
         return {}

@@ -1,4 +1,4 @@
-"""One run: all that decides what it gives."""
+"""The specification of a run: all that decides what it gives."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -36,22 +36,22 @@ class RunSpec:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What is kept of it in any case, as it comes back from a file."""
+        """What is kept of the specification with any result, as it comes back from a file."""
         record: dict[str, Any] = json.loads(self.to_json())
         del record["recording"]
         return record
 
     def to_json(self) -> str:
-        """:return: the same as text"""
+        """The specification as text."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "RunSpec":
-        """:return: the run of which ``to_json`` gave the text"""
+        """The specification of which ``to_json`` gave the text."""
         values = json.loads(text)
         return cls(**{**values, "variant": Variant(**values["variant"])})
 
 
 def title(key: Key) -> str:
-    """:return: a run's name for people"""
+    """A run's name for people."""
     return f"{key[1]} on {key[0]}, seed {key[2]}"

@@ -1,4 +1,4 @@
-"""Tasks: whether Gymnasium knows them and can make them, and what random actions get there."""
+"""Checks that Gymnasium knows tasks and can make them, and measures what random actions get there."""
 
 import difflib
 import importlib
@@ -14,7 +14,7 @@ N_EPISODES = 100
 
 
 def check_task(task: str) -> None:
-    """A ``ValueError`` where Gymnasium does not know the task or cannot make it."""
+    """Raise a ``ValueError`` where Gymnasium does not know the task or cannot make it."""
     if not isinstance(task, str) or task not in gym.registry:
         close = difflib.get_close_matches(str(task), gym.registry, n=3)
         hint = f" (did you mean {', '.join(close)}?)" if close else ""
@@ -26,7 +26,7 @@ def check_task(task: str) -> None:
 
 
 def check_envpool(tasks: Iterable[str]) -> None:
-    """A ``ValueError`` where EnvPool is not installed, or lacks one of the tasks."""
+    """Raise a ``ValueError`` where EnvPool is not installed, or lacks one of the tasks."""
     try:
         import envpool
     except ImportError as error:
@@ -54,12 +54,12 @@ def import_packages(packages: Iterable[str]) -> None:
 
 
 def entry_point(task: str) -> str:
-    """:return: where the class of a task is"""
+    """The entry point of a task: where its class is."""
     return str(gym.spec(task).entry_point)
 
 
 def measure_random(task: str, n_episodes: int = N_EPISODES, seed: int = 0) -> tuple[float, float]:
-    """:return: mean return of episodes of uniformly random actions on a task, and its standard error"""
+    """Mean return of episodes of uniformly random actions on a task, and its standard error."""
     env = gym.wrappers.RecordEpisodeStatistics(_make(task), buffer_length=n_episodes)
     env.action_space.seed(seed)
     env.reset(seed=seed)

@@ -95,14 +95,14 @@ def main(folder: Path, steps_file: str = "") -> int:
 
 
 def _end_with_parent(folder: Path) -> None:
-    """Nobody waits for the result any more once standard input is closed."""
+    """End this process once standard input is closed: nobody waits for the result any more."""
     os.read(0, 1)  # unbuffered: a buffer's lock would outlive the interpreter
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(3)
 
 
 def _mismatch(spec: RunSpec) -> str:
-    """Other packages, as there may be on another machine of a cluster, or code that was edited since the grid began."""
+    """Packages that are others, as on another machine of a cluster, and code that was edited since the grid began."""
     import_packages(spec.gym_packages)
     wanted = spec.versions | spec.modules
     here = provenance.package_versions(entry_point(spec.task), spec.backend) | provenance.module_hashes(spec.variant)
@@ -139,7 +139,7 @@ def run(spec: RunSpec, zoo_folder: Path, result: Path, steps_file: str = "") -> 
 
 
 def set_up(spec: RunSpec, folder: Path) -> tuple[ExperimentManager, OnPolicyAlgorithm]:
-    """What ``rl_zoo3.train`` makes, with a hyperparameter file of this run alone."""
+    """Make what ``rl_zoo3.train`` makes, with a hyperparameter file of this run alone."""
     algorithms()
     folder.mkdir()
     config = folder / "hyperparameters.yml"
@@ -176,7 +176,7 @@ def set_up(spec: RunSpec, folder: Path) -> tuple[ExperimentManager, OnPolicyAlgo
 
 
 def _judge(spec: RunSpec) -> dict[str, Any]:
-    """What no YAML file can hold: the class, and the record that it goes by."""
+    """The arguments that no YAML file can hold: the judge's class, and the record that it goes by."""
     if "judge_class" not in spec.hyperparameters:
         return {}
     recorded = {"recording": spec.recording, "seed": spec.seed} if spec.recording else {}
@@ -185,7 +185,7 @@ def _judge(spec: RunSpec) -> dict[str, Any]:
 
 
 def evaluate(manager: ExperimentManager, model: BaseAlgorithm, seed: int) -> tuple[list[float], list[int]]:
-    """Raw returns and lengths of episodes of the final policy, not of the best checkpoint."""
+    """Measure raw returns and lengths of episodes of the final policy, not of the best checkpoint."""
     env = manager.create_envs(N_EVAL_ENVS, eval_env=True, no_log=True)
     trained_in = model.get_env()
     assert trained_in is not None
