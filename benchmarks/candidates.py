@@ -3,8 +3,8 @@ The best few trials of a search, as a grid that runs them again on fresh seeds b
 unseeded and seen once, so the best of them was lucky, too.
 
     make tune ALGO=adaptive_trpo ENV=Pendulum-v1
-    python benchmarks/candidates.py adaptive_trpo Pendulum-v1 logs/tuning/adaptive_trpo-Pendulum-v1.log > grid.yml
-    python -m sb3_trustregion.benchmark run grid.yml --output logs/candidates
+    python benchmarks/candidates.py adaptive_trpo Pendulum-v1 logs/tuning/adaptive_trpo-Pendulum-v1.log > logs/grid.yml
+    python -m sb3_trustregion.benchmark run logs/grid.yml --output logs/candidates
     python -m sb3_trustregion.benchmark report logs/candidates
 """
 
