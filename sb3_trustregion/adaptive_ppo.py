@@ -77,7 +77,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
 
     # ε is a ratio, so it goes with the length of a step; a KL goes with its square.
     _radius_exponent = 1.0
-    _own_arguments = ("radius_rule", "clip_range")
+    _own_arguments = ("radius_rule", "n_epochs")
     _radius_argument = "clip_range"
     # Where RL Zoo's hyperparameter search looks.
     search_space: ClassVar[dict[str, tuple[float, float]]] = {"clip_range": (0.05, 0.5), "learning_rate": (5e-5, 2e-3)}

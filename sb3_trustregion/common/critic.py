@@ -53,9 +53,10 @@ def _descend(policy: ActorCriticPolicy, critic: list[th.nn.Parameter], batch: Ba
     loss = F.mse_loss(values, batch.returns[index])
     if not loss.requires_grad:  # what is trainable has no part in it
         return loss
+    for parameter in critic:
+        parameter.grad = None
     # Only these: with a shared features extractor a plain backward would move the actor.
-    for parameter, gradient in zip(critic, th.autograd.grad(loss, critic, allow_unused=True), strict=True):
-        parameter.grad = gradient
+    loss.backward(inputs=critic)  # type: ignore[no-untyped-call]
     policy.optimizer.step()
     return loss.detach()
 
@@ -71,16 +72,17 @@ def _enter_training_mode(policy: ActorCriticPolicy, critic: list[th.nn.Parameter
 
 
 @th.no_grad()
-def follow_the_data(policy: ActorCriticPolicy, batch: Batch, batch_size: int) -> None:
+def follow_the_data(policy: ActorCriticPolicy, batch: Batch, n_passes: int, batch_size: int) -> None:
     """
-    Let running statistics (batch normalisation and its like) see a rollout, as in stock PPO's and TRPO's epochs.
+    Let running statistics (batch normalisation and its like) see a rollout as often as in stock TRPO's epochs.
 
     Before the step, so that surrogate and KL are of the policy that will act.
     """
     if not any(_may_keep_statistics(module) for module in policy.modules()):
         return
     policy.set_training_mode(True)
-    for index in th.split(th.arange(batch.n_samples, device=batch.returns.device), int(batch_size)):
+    in_order = th.split(th.arange(batch.n_samples, device=batch.returns.device), int(batch_size))
+    for index in in_order * n_passes:
         if len(index) > 1:  # of one sample there is no variance
             observations = take(batch.observations, index)
             with preserved_distribution(policy):

@@ -110,7 +110,9 @@ class Screen:
 
     def _end_is_sound(self, info: dict[str, Any]) -> bool:
         terminal = info.get("terminal_observation")
-        return terminal is None or bool(self._sound(map_arrays(lambda part: np.asarray(part)[None], terminal), 1).all())
+        if terminal is None or not info.get("TimeLimit.truncated", False):  # else nobody looks at it
+            return True
+        return bool(self._sound(map_arrays(lambda part: np.asarray(part)[None], terminal), 1).all())
 
 
 def aside(screen: Screen | None) -> AbstractContextManager[None]:

@@ -41,6 +41,7 @@ ESTIMATORS = ("rollout", "episodes", "surrogate")
 REGAINED = 0.5
 # Steps in a row that could not be judged: at so many the user is told.
 MANY_UNJUDGED = 10
+CHANGED = "the policy has been changed since"
 # Both rollouts are brought to one unit of reward; where it has changed by more than this, the critic's is another too.
 LARGEST_DRIFT = 2.0
 
@@ -178,7 +179,23 @@ class Judge:
 
     def forget(self) -> None:
         """Drop what can no longer be judged: the next rollout is of another environment."""
+        if self.pending is not None:
+            self._leave_unjudged("environment or estimator are others")
         self.pending = self.rejected = None
+
+    def meet(self, policy: ActorCriticPolicy) -> None:
+        """Look at the policy that is about to act: what another one brings is not held against the step."""
+        policy = uncompiled(policy)
+        if self.pending is not None and fingerprint(policy, self.pending.before.joint) != self.pending.left:
+            self._leave_unjudged(CHANGED)
+            self.pending = None
+        if self.rejected is not None and fingerprint(policy) != self.rejected.step.left:
+            self.rejected = None
+
+    def _leave_unjudged(self, reason: str) -> None:
+        self.n_unjudged_in_a_row += 1
+        if self.n_unjudged_in_a_row == MANY_UNJUDGED:
+            warnings.warn(f"{MANY_UNJUDGED} steps in a row were judged by nobody, now because {reason}", stacklevel=4)
 
     def review(self, rollout: Rollout, policy: ActorCriticPolicy) -> Verdict:
         """
@@ -192,14 +209,16 @@ class Judge:
         rejected, self.rejected = self.rejected, None
         pending, self.pending = self.pending, None
         if rejected is not None and not obstacle(rollout, rejected.step, policy):
-            self._review_roll_back(rollout, rejected, policy)
+            residuals = functools.partial(old_residuals, rollout, rejected.step, policy)
+            if was_in_vain(rejected, fares(rollout, rejected.step.scale, self.estimator, residuals)):
+                self.state = rejected.state.counting_on(self.state)
         reason = "" if pending is None else obstacle(rollout, pending, policy)
-        self.n_unjudged_in_a_row = self.n_unjudged_in_a_row + 1 if reason else 0
-        if self.n_unjudged_in_a_row == MANY_UNJUDGED:
-            warnings.warn(f"{MANY_UNJUDGED} steps in a row were judged by nobody, now because {reason}", stacklevel=3)
+        if reason:
+            self._leave_unjudged(reason)
         if pending is None or reason:
             self.state = self.decide(None)
             return Verdict(self.state)
+        self.n_unjudged_in_a_row = 0
         before, (after, measured) = self.state, self._measure(rollout, pending, policy)
         measured = self.perceive(measured)
         self.state = self.decide(measured)
@@ -230,7 +249,7 @@ class Judge:
         elif rollout.is_recorded:
             promise = promise.scaled(unit)
             scale = float(rollout.scales[-1])
-            baseline = self._performance(rollout, scale, lambda: rollout.own_residuals(scale))
+            baseline = fares(rollout, scale, self.estimator, lambda: rollout.own_residuals(scale))
             left = fingerprint(policy, before.joint)
             self.pending = PendingStep(
                 before.changed(policy), left, baseline, promise, scale, rollout.gamma, rollout.starts_fresh
@@ -278,7 +297,7 @@ class Judge:
     def _measure(self, rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> tuple[Estimate, Improvement]:
         """Step 4: measure how the policy fares after a step by the critic before it, and what the step brought."""
         residuals = functools.cache(lambda: old_residuals(rollout, step, policy))
-        after = self._performance(rollout, step.scale, residuals)
+        after = fares(rollout, step.scale, self.estimator, residuals)
         whole = difference(after, step.baseline)
         if self.estimator == "episodes":
             return after, Improvement(*per_step(whole, rollout.episode_lengths), step.promise)
@@ -287,23 +306,21 @@ class Judge:
             return after, Improvement(*whole, step.promise)
         return after, Improvement(*own_share(residuals(), ratios, rollout.dones), step.promise, whole)
 
-    def _performance(self, rollout: Rollout, scale: float, residuals: Callable[[], FloatArray]) -> Estimate:
-        """How a policy fares in its rollout: mean episode return, which asks no critic, or mean TD residual."""
-        if self.estimator == "episodes":
-            return episode_returns(rollout.episode_returns / scale)
-        return performance(residuals(), rollout.dones)
 
-    def _review_roll_back(self, rollout: Rollout, rejected: Rejected, policy: ActorCriticPolicy) -> None:
-        """
-        See whether a roll-back brought back what had been lost.
+def fares(rollout: Rollout, scale: float, estimator: str, residuals: Callable[[], FloatArray]) -> Estimate:
+    """How a policy fares in its rollout: mean episode return, which asks no critic, or mean TD residual."""
+    if estimator == "episodes":
+        return episode_returns(rollout.episode_returns / scale)
+    return performance(residuals(), rollout.dones)
 
-        If not, it was the environment that changed for the worse, not the policy: the radius is again what it was.
-        """
-        lost = rejected.step.baseline.mean - rejected.performance.mean
-        now = self._performance(rollout, rejected.step.scale, lambda: old_residuals(rollout, rejected.step, policy))
-        regained = now.mean - rejected.performance.mean
-        if regained < REGAINED * lost:  # NaN tells nothing
-            self.state = rejected.state.counting_on(self.state)
+
+def was_in_vain(rejected: Rejected, now: Estimate) -> bool:
+    """
+    Whether a roll-back did not bring back what had been lost: then it was the environment that changed for the worse,
+    not the policy, and the radius is again what it was.
+    """
+    lost = rejected.step.baseline.mean - rejected.performance.mean
+    return now.mean - rejected.performance.mean < REGAINED * lost  # NaN tells nothing
 
 
 def rule_of(model: Any) -> RadiusRule:
@@ -345,7 +362,7 @@ def obstacle(rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> 
         return "the environment was reset"
     if max(rollout.scales[-1] / step.scale, step.scale / rollout.scales[-1]) > LARGEST_DRIFT:
         return "the scale of the rewards has changed"
-    return "" if fingerprint(policy, step.before.joint) == step.left else "the policy has been changed since"
+    return "" if fingerprint(policy, step.before.joint) == step.left else CHANGED
 
 
 @th.no_grad()

@@ -164,7 +164,7 @@ def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
         source, before = buffer if replaced else view, dict(attributes)
         # Copies: who writes in place there must not do so twice.
         arrays = {name: value for name, value in before.items() if isinstance(value, CONTAINERS)}
-        vars(source).update(copy.deepcopy(arrays))
+        vars(source).update({name: _copied(value) for name, value in arrays.items()})
         random_state = np.random.get_state()  # noqa: NPY002
         try:
             with th.random.fork_rng(devices=[]):
@@ -179,6 +179,14 @@ def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
     for name in FLATTENED:
         setattr(view, name, map_arrays(view.swap_and_flatten, in_time(buffer, name)))
     return view._get_samples(np.arange(buffer.buffer_size * buffer.n_envs)), True
+
+
+def _copied(value: Any) -> Any:
+    """A deep copy, or of what has none (a lock, a tensor in its graph) a shallow one."""
+    try:
+        return copy.deepcopy(value)
+    except (TypeError, RuntimeError):
+        return copy.copy(value)
 
 
 def _joined(parts: Any) -> Any:

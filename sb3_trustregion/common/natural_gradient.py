@@ -100,7 +100,7 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
         batch = make_batch(self.rollout_buffer, rollout.faulty)
         if not batch.n_samples:
             return batch, NOBODY
-        follow_the_data(uncompiled(self.policy), batch, self.batch_size)
+        follow_the_data(uncompiled(self.policy), batch, max(self.n_critic_updates, 1), self.batch_size)
         return batch, find_actor(self.policy, batch)
 
     def _surrogate(self, batch: Batch, actor: ParameterVector) -> Surrogate:

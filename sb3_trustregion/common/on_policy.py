@@ -191,7 +191,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        """Collect as in SB3, whose arguments these are; nothing that is not finite goes into policy or buffer."""
+        """Collect as in SB3, whose arguments these are; nothing that is not finite goes into the policy."""
         self.recorder.random_before = random_states() if self.use_sde else None
         with screened(env) as screen:
             recording = RecordingCallback(self, callback, screen)

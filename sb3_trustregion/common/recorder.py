@@ -4,6 +4,7 @@ Keeps what SB3's rollout buffer does not: terminal observations, the reward's sc
 Fed by a callback, because ``on_step`` runs before SB3 adds γ·V(terminal observation) to truncated rewards.
 """
 
+import math
 import warnings
 from typing import Any
 
@@ -36,12 +37,13 @@ class Recorder:
         self._clear()
 
     def _clear(self) -> None:
-        # Of each step: faulty transitions, bad rewards, the rewards with stand-ins for those, what divided them.
+        # Of each step: faulty transitions, rewards kept from ``VecNormalize``, rewards with stand-ins, their divisor.
         self._steps: list[tuple[BoolArray, BoolArray, Any, float]] = []
         self._terminal_observations: list[ObsArray] = []
         self._truncated: list[int] = []
         self._episodes: list[tuple[float, float]] = []
         self._rewards: Any = None
+        self._bad_rewards: BoolArray | None = None
 
     def start(self, n_envs: int, screen: Screen | None) -> None:
         """Forget what was noted before: the environments have been reset, beneath a screen perhaps."""
@@ -60,27 +62,50 @@ class Recorder:
 
     def step(self, model: OnPolicyAlgorithm, seen: dict[str, Any], screen: Screen | None) -> None:
         """
-        Note one step, and put stand-ins in place of what is faulty.
+        Note one step, and put stand-ins in place of observations that are faulty: rewards are the user's until ``end``.
 
         ``seen`` are the local variables of SB3's ``collect_rollouts``, ``screen`` is that beneath ``VecNormalize``.
         """
         rewards, dones = seen["rewards"], np.asarray(seen["dones"], dtype=bool)
         bad_observations = self._clean(model, seen["new_obs"], model._last_obs)
-        bad_rewards = ~usable(rewards)
-        replace(rewards, bad_rewards, self._rewards)
+        screened = np.zeros(len(dones), dtype=bool)
         if screen is not None:
-            bad_observations, bad_rewards = bad_observations | screen.observation, bad_rewards | screen.reward
+            bad_observations, screened = bad_observations | screen.observation, screen.reward.copy()
             self._note("terminal observation", screen.terminal)
-        self._note("reward", bad_rewards)
+        self._note("reward", screened)
         self._note("observation", bad_observations)
-        self._rewards = np.array(rewards)
+        before, self._rewards = self._rewards, np.array(rewards)
+        replace(self._rewards, ~usable(rewards), before)
         faulty = self.faulty_observation | (bad_observations & ~dones)
         for env_index in dones.nonzero()[0]:
             faulty[env_index] |= screen is not None and screen.terminal[env_index]
             faulty[env_index] |= self._end(model, int(env_index), len(dones), seen["infos"][env_index])
         scale = reward_scale(unwrap_vec_normalize(seen["env"]))
-        self._steps.append((faulty, bad_rewards, self._rewards, scale))
+        self._steps.append((faulty, screened, self._rewards, scale))
         self.faulty_observation = bad_observations
+
+    def end(self, model: OnPolicyAlgorithm, seen: dict[str, Any]) -> None:
+        """Put stand-ins where rewards are still not finite when the user's buffer and callback have had their say."""
+        buffer = model.rollout_buffer
+        if len(self._steps) != buffer.buffer_size or buffer.rewards.shape != (buffer.buffer_size, buffer.n_envs):
+            return
+        bad = ~(np.abs(buffer.rewards) < LARGEST_USABLE)  # nor where it is NaN
+        if not bad.any():
+            return
+        stand_ins = np.stack([rewards for _, _, rewards, _ in self._steps]).astype(buffer.rewards.dtype)
+        stand_ins.reshape(-1)[self._truncated] += model.gamma * self._end_values(model)
+        buffer.rewards[bad] = stand_ins[bad]
+        if all(np.all(np.abs(values) < LARGEST_USABLE) for values in (buffer.advantages, buffer.returns)):
+            return  # the user computes them otherwise
+        self._note("reward", bad.any(axis=0))
+        self._bad_rewards = bad
+        buffer.compute_returns_and_advantage(last_values=seen["values"], dones=seen["dones"])
+
+    @th.no_grad()
+    def _end_values(self, model: OnPolicyAlgorithm) -> FloatArray:
+        """Shape (K,): values at the truncated steps, by the critic in evaluation mode, as SB3 added them to rewards."""
+        ends = _stacked(self._terminal_observations)
+        return np.zeros(0) if ends is None else values_of(model.policy, model.policy.obs_to_tensor(ends)[0])
 
     def _clean(self, model: OnPolicyAlgorithm, observations: Any, stand_ins: Any) -> BoolArray:
         faulty = ~usable(observations)
@@ -93,19 +118,21 @@ class Recorder:
     def _end(self, model: OnPolicyAlgorithm, env_index: int, n_envs: int, info: dict[str, Any]) -> bool:
         """Note the end of an episode; tell whether its last observation was faulty."""
         episode = info.get("episode")
-        # The return of an episode with a faulty reward says nothing.
-        if isinstance(episode, dict) and {"r", "l"} <= episode.keys() and abs(episode["r"]) < LARGEST_USABLE:
-            self._episodes.append((float(episode["r"]), float(episode["l"])))
-        if info.get("terminal_observation") is None:
+        if isinstance(episode, dict):
+            total, length = _number(episode.get("r")), _number(episode.get("l"))
+            # The return of an episode with a faulty reward says nothing.
+            if abs(total) < LARGEST_USABLE and abs(length) < LARGEST_USABLE:  # NaN is not
+                self._episodes.append((total, length))
+        # Nobody looks at the last observation of an episode that has ended by itself.
+        if info.get("terminal_observation") is None or not info.get("TimeLimit.truncated", False):
             return False
         terminal = map_arrays(lambda part: np.array(part)[None], info["terminal_observation"])
         faulty = bool(self._clean(model, terminal, _row(model._last_obs, env_index)).any())
         if faulty:
             self._note("terminal observation", np.arange(n_envs) == env_index)
             info["terminal_observation"] = map_arrays(lambda part: part[0], terminal)
-        if info.get("TimeLimit.truncated", False):
-            self._terminal_observations.append(terminal)
-            self._truncated.append(len(self._steps) * n_envs + env_index)
+        self._terminal_observations.append(terminal)
+        self._truncated.append(len(self._steps) * n_envs + env_index)
         return faulty
 
     def _note(self, quantity: str, faulty: BoolArray) -> None:
@@ -134,7 +161,7 @@ class Recorder:
         ends, truncated = _stacked(self._terminal_observations), np.array(self._truncated, dtype=np.int64)
         # In evaluation mode, as the policy acts: what SB3 added to truncated rewards is taken off again.
         model.policy.set_training_mode(False)
-        end_values = np.zeros(0) if ends is None else values_of(model.policy, model.policy.obs_to_tensor(ends)[0])
+        end_values = self._end_values(model)
         rewards = np.array(buffer.rewards, dtype=np.float64).reshape(shape)
         rewards.reshape(-1)[truncated] -= model.gamma * end_values
         assert model._last_episode_starts is not None
@@ -144,6 +171,8 @@ class Recorder:
         bad.reshape(-1)[truncated] = False
         if not np.any(rewards[bad] != stood_in[bad]):  # else the user has put in rewards of their own
             faulty |= of_reward
+        if self._bad_rewards is not None:
+            faulty |= self._bad_rewards
         dones = np.concatenate([buffer.episode_starts[1:], model._last_episode_starts[None]]).astype(bool)
         episodes = np.array(self._episodes, dtype=np.float64).reshape(-1, 2)
         rollout = Rollout(
@@ -200,6 +229,8 @@ class RecordingCallback(BaseCallback):
         with aside(self.screen):
             self.callback.on_rollout_start()
         self.recorder.random_before = None
+        if hasattr(self.model, "judge"):
+            self.model.judge.meet(self.model.policy)  # whoever acts from now on
 
     def update_locals(self, locals_: dict[str, Any]) -> None:
         """Take the local variables of ``collect_rollouts``."""
@@ -217,6 +248,7 @@ class RecordingCallback(BaseCallback):
         """End a rollout, with the user's callback."""
         with aside(self.screen):
             self.callback.on_rollout_end()
+        self.recorder.end(self.model, self.locals)  # type: ignore[arg-type]
 
     def _on_step(self) -> bool:
         return True
@@ -233,6 +265,12 @@ def values_of(policy: BasePolicy, observations: Observations) -> FloatArray:
     """Shape (n,): values of n observations by the present critic."""
     values: FloatArray = policy.predict_values(observations).flatten().cpu().numpy()  # type: ignore[operator]
     return values
+
+
+def _number(value: Any) -> float:
+    """The one number that a value holds; NaN where it is none or several."""
+    array = np.asarray(value)
+    return float(array.item()) if array.size == 1 and array.dtype.kind in "bfiu" else math.nan
 
 
 def _row(observations: Any, env_index: int) -> Any:
