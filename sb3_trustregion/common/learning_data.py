@@ -149,6 +149,7 @@ def make_batch(buffer: RolloutBuffer, faulty: BoolArray) -> Batch:
         returns=samples.returns.float(),
         signs=th.as_tensor(signs, dtype=th.float32, device=usable.device),
         blocks=blocks,
+        log_probs=samples.old_log_prob.float(),
     )
     return batch if bool(usable.all()) else batch.select(usable.nonzero().flatten())
 

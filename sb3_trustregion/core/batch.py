@@ -21,6 +21,7 @@ class Batch(NamedTuple):
     returns: th.Tensor  # (n,), targets of the critic
     signs: th.Tensor  # (n,), ±1 by blocks, see ``improvement.alternating_signs``
     blocks: npt.NDArray[np.int64]  # (n,), block of each sample, see ``improvement.block_ids``
+    log_probs: th.Tensor | None = None  # (n,), of the actions, as the buffer holds them; None where π_k itself acted
 
     @property
     def n_samples(self) -> int:
@@ -37,6 +38,7 @@ class Batch(NamedTuple):
             returns=self.returns[index],
             signs=self.signs[index],
             blocks=self.blocks[index.cpu().numpy()],
+            log_probs=None if self.log_probs is None else self.log_probs[index],
         )
 
     def centred(self, scale: bool) -> "Batch":

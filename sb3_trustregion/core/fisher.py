@@ -15,6 +15,9 @@ from stable_baselines3.common.distributions import Distribution
 from sb3_trustregion.core.distributions import Parameters, fisher_times
 from sb3_trustregion.core.jacobian import ReverseTwice, pulled_back
 
+# Products are linear, and pass so through hooks of the user's that clip gradients. A power of two costs no digit.
+SMALL = 2.0**-20
+
 
 class FisherProduct:
     """
@@ -43,5 +46,5 @@ class FisherProduct:
     def __call__(self, v: th.Tensor) -> th.Tensor:
         """(F + λI)·v, shapes (P,)."""
         weighted = fisher_times(self.kind, self.at, self.jacobian_times(v))
-        product = pulled_back(self.outputs, self.vector, weighted, retain_graph=True)
-        return th.add(product.div_(self.n_states), v, alpha=self.damping)
+        product = pulled_back(self.outputs, self.vector, tuple(SMALL * part for part in weighted), retain_graph=True)
+        return th.add(product.div_(SMALL * self.n_states), v, alpha=self.damping)

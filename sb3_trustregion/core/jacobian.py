@@ -15,6 +15,8 @@ from sb3_trustregion.core.distributions import Parameters
 
 # u·(Jv) and (Jᵀu)·v agree to rounding, or not at all.
 ADJOINT_TOLERANCE = 1e-2
+# Small enough to pass through hooks that clip gradients.
+PROBE = 1e-3
 
 
 class ReverseTwice:
@@ -64,7 +66,7 @@ def differentiable_twice(outputs: Sequence[th.Tensor], leaves: Sequence[th.Tenso
     An operation without a second derivative refuses, or loses its share silently: u·(Jv) = (Jᵀu)·v tells.
     """
     generator = th.Generator().manual_seed(0)
-    u = [_random_like(output, generator).requires_grad_() for output in outputs]
+    u = [(PROBE * _random_like(output, generator)).requires_grad_() for output in outputs]
     v = [_random_like(leaf, generator) for leaf in leaves]
     reason = "an operation of it loses its second derivative"
     try:

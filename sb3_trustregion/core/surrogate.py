@@ -3,6 +3,7 @@ Step 1 of the trust-region algorithm: the model of the objective around θ_k.
 
     L(θ) = mean of (π_θ(a|s)/π_k(a|s))·Â(s, a)        (Schulman et al. 2015, eq. 14)
 
+where the buffer tells of another policy that acted, or the user of a sample that counts less, Â times π_k/π_buffer,
 with its gradient, its Fisher matrix and, at any trial point, its gain and its KL. The policy is never changed: trial
 points are evaluated by a functional call, so that an interrupted search leaves nothing to restore.
 """
@@ -25,6 +26,8 @@ from sb3_trustregion.core.parameters import ParameterVector
 LEAST_FISHER_STATES = 256
 # With less than half of the samples effective a surrogate's promise is its own noise.
 LEAST_EFFECTIVE_SHARE = 0.5
+# Log-probabilities of one policy agree so far, in batches of another size and squashed.
+SAME_LOG_PROB = 1e-2
 
 
 class Evaluation(NamedTuple):
@@ -81,16 +84,16 @@ class Surrogate:
     ) -> None:
         self.head = ActionHead(policy)
         self.actor = actor
-        self.batch = batch
         self.origin = actor.flatten(self.head.policy)
         leaf = self.origin.clone().requires_grad_()
         signs = [sign for sign in (1.0, -1.0) if bool((batch.signs == sign).any())]
-        samples, log_probs, outputs, gradients = zip(*[self._half(leaf, sign) for sign in signs], strict=True)
+        samples, log_probs, outputs, gradients = zip(*[self._half(leaf, batch, sign) for sign in signs], strict=True)
         # The noise of ∇L without its mean comes with it: the difference of the halves beside their sum.
         self.gradient = th.stack(gradients).sum(dim=0)
         self.noise_gradient = th.stack([sign * half for sign, half in zip(signs, gradients, strict=True)]).sum(dim=0)
         in_order = th.argsort(th.cat(samples))
         self.log_probs = th.cat(log_probs)[in_order]
+        self.batch = batch._replace(advantages=batch.advantages * weights(self.log_probs, batch.log_probs))
         self.outputs = tuple(th.cat(halves)[in_order] for halves in zip(*outputs, strict=True))
         self.kind = self.head.kind
         self.n_dimensions = dimensions(self.kind, self.outputs)
@@ -102,16 +105,17 @@ class Surrogate:
         result: tuple[th.Tensor, Parameters] = self.head.at(self.actor.unflatten(vector), observations, actions)
         return result
 
-    def _half(self, leaf: th.Tensor, sign: float) -> tuple[th.Tensor, th.Tensor, Parameters, th.Tensor]:
+    def _half(self, leaf: th.Tensor, batch: Batch, sign: float) -> tuple[th.Tensor, th.Tensor, Parameters, th.Tensor]:
         """
         The samples of one sign: which they are, their log π_k(a|s), the parameters of their distributions, batch first,
         and their share of ∇L, shape (P,).
         """
-        samples = (self.batch.signs == sign).nonzero().flatten()
-        part = self.batch.select(samples)
+        samples = (batch.signs == sign).nonzero().flatten()
+        part = batch.select(samples)
         with th.enable_grad():
             log_probs, outputs = self._forward(leaf, part.observations, part.actions)
-        (gradient,) = th.autograd.grad(log_probs, leaf, part.advantages / self.batch.n_samples)
+        advantages = part.advantages * weights(log_probs.detach(), part.log_probs)
+        (gradient,) = th.autograd.grad(log_probs, leaf, advantages / batch.n_samples)
         return samples, log_probs.detach(), tuple(output.detach() for output in outputs), gradient
 
     def _fisher(self, leaf: th.Tensor, damping: float, factor: int) -> FisherProduct:
@@ -139,6 +143,14 @@ class Surrogate:
         log_ratios = (log_probs - self.log_probs).double()
         gain = batch_means((self.batch.advantages * th.expm1(log_ratios)).cpu().numpy(), self.batch.blocks)
         return Evaluation(gain.mean, gain.stderr, kl, effective_share(th.exp(log_ratios)))
+
+
+def weights(log_probs: th.Tensor, acted: th.Tensor | None) -> th.Tensor:
+    """Shape (n,): π_k/π_buffer, exactly 1 where they differ by rounding alone, and where nobody tells of another π."""
+    if acted is None:
+        return th.ones_like(log_probs)
+    differences = log_probs - acted.to(log_probs.dtype)
+    return th.exp(th.where(differences.abs() < SAME_LOG_PROB, 0.0, differences))
 
 
 def effective_share(ratios: th.Tensor) -> float:

@@ -213,3 +213,44 @@ class Locked(RolloutBuffer):
 def test_a_buffer_may_hold_what_has_no_copy(algorithm: type[Any]) -> None:
     model = bandit_model(algorithm, make_vec_env(lambda: Bandit(1.0, 0.0), n_envs=10), rollout_buffer_class=Locked)
     model.learn(2 * UPDATE)
+
+
+class Outweighs(BaseCallback):
+    """Makes samples of the second action count for next to nothing, though it is the best one."""
+
+    def _on_rollout_end(self) -> None:
+        buffer = self.model.rollout_buffer  # type: ignore[attr-defined]
+        buffer.log_probs[buffer.actions[..., 0] == 1] += 30.0
+
+    def _on_step(self) -> bool:
+        return True
+
+
+@each_algorithm
+@pytest.mark.filterwarnings("ignore:.*without a policy step in a row")
+def test_samples_count_by_the_log_probabilities_of_the_buffer(algorithm: type[Any]) -> None:
+    def learned(callback: BaseCallback | None) -> float:
+        env = make_vec_env(lambda: Bandit(1.0, 2.0), n_envs=10)
+        model = bandit_model(algorithm, env, gamma=0.0, normalize_advantage=False)
+        with th.no_grad():
+            model.policy.value_net.weight.zero_()  # no baseline: both actions are worth more than nothing
+        for parameter in model.policy.value_net.parameters():
+            parameter.requires_grad = False
+        model.learn(5 * UPDATE, callback=callback)
+        return probability(model, 1)
+
+    assert learned(Outweighs()) < 0.4 < 0.6 < learned(None)
+
+
+@pytest.mark.parametrize("algorithm", [NPG, AdaptiveTRPO])
+def test_hooks_that_clip_what_is_never_so_large_change_nothing(algorithm: type[Any]) -> None:
+    def kl(clipped: bool) -> float:
+        model = bandit_model(algorithm, make_vec_env("Pendulum-v1", n_envs=4), n_steps=256)
+        for parameter in model.policy.parameters() if clipped else ():
+            parameter.register_hook(lambda gradient: gradient.clamp(-10.0, 10.0))
+        train(model, 2)
+        return float(model.logger.name_to_value["train/kl_divergence"])
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "policy cannot be differentiated twice")
+        assert kl(True) == pytest.approx(kl(False), rel=0.01)
