@@ -147,12 +147,13 @@ def test_critic_leaves_a_shared_extractor_to_the_actor(algorithm: type[Any], kin
     own = {"features_extractor_class": LayeredExtractor} if observation == "vector" else {}
     policy_kwargs = {"net_arch": [8], "share_features_extractor": True, **extractor, **own}
     states = []
-    for n_critic_updates in (0, 10):
+    for learning_rate in (0.0, 4e-3):
         env = toy_vec_env(observation_space=OBSERVATION_SPACES[observation])
-        kwargs = {"policy_kwargs": policy_kwargs, "n_critic_updates": n_critic_updates, "n_steps": 16, "batch_size": 16}
-        model = make_model(algorithm, env, POLICIES.get(observation, "MlpPolicy"), **kwargs)
+        sizes = {"n_critic_updates": 10, "n_steps": 16, "batch_size": 16, "learning_rate": learning_rate}
+        policy = POLICIES.get(observation, "MlpPolicy")
+        model = make_model(algorithm, env, policy, policy_kwargs=policy_kwargs, **sizes)
         (update,) = train(model, 1)
-        assert th.equal(update.before["value_net.weight"], update.after["value_net.weight"]) == (n_critic_updates == 0)
+        assert th.equal(update.before["value_net.weight"], update.after["value_net.weight"]) == (learning_rate == 0.0)
         acting = {*actor_names(model), *(name for name, _ in model.policy.named_buffers())}
         assert any(name.startswith("features_extractor") for name in acting)
         states.append({name: update.after[name] for name in acting})
