@@ -309,6 +309,21 @@ def test_get_and_set_parameters(algorithm: type[Any]) -> None:
 
 
 @pytest.mark.parametrize("algorithm", MEASURING)
+def test_parameters_of_any_values_are_taken(algorithm: type[Any]) -> None:
+    """As SB3's own suite does: all but the last of each part drawn anew, none of it looked at before it is used."""
+    model = make_model(algorithm)
+    train(model)
+    original = copy.deepcopy(model.get_parameters()["judge"])
+    drawn = {name: th.rand_like(tensor) for name, tensor in list(original.items())[:-1]}
+    model.set_parameters({**model.get_parameters(), "judge": drawn}, exact_match=False)
+    present = model.get_parameters()["judge"]
+    assert present.keys() == original.keys()
+    assert all(not th.equal(present[name], original[name]) for name in drawn)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.set_parameters({**model.get_parameters(), "judge": drawn})
+
+
+@pytest.mark.parametrize("algorithm", MEASURING)
 def test_foreign_parameters_are_not_judged(algorithm: type[Any]) -> None:
     """Judged under other parameters a step would be credited with what they do."""
     model, other = make_model(algorithm), make_model(PPO)

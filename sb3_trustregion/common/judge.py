@@ -18,7 +18,16 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
 from sb3_trustregion.common.learning_data import ObsArray, Rollout, flatten_time
-from sb3_trustregion.common.persistence import Tensors, numbers, packed, part, text, to_tensors, unpacked
+from sb3_trustregion.common.persistence import (
+    Tensors,
+    check_present,
+    numbers,
+    part,
+    put_together,
+    taken_apart,
+    text,
+    to_tensors,
+)
 from sb3_trustregion.common.validation import check_choice, check_integer, check_number, settle
 from sb3_trustregion.core.functional import ActionHead, ValueHead, uncompiled
 from sb3_trustregion.core.improvement import (
@@ -74,7 +83,7 @@ class Snapshot(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """The snapshot as a dict, for a checkpoint."""
-        return {**self._asdict(), "optimizer": None if self.optimizer is None else packed(self.optimizer)}
+        return {**self._asdict(), "optimizer": None if self.optimizer is None else taken_apart(self.optimizer)}
 
     @property
     def tensors(self) -> Tensors:
@@ -398,8 +407,11 @@ def old_ratios(rollout: Rollout, before: Snapshot, policy: ActorCriticPolicy) ->
 def pending_step(state: Mapping[str, Any]) -> PendingStep:
     """Make a pending step of its tensors by dotted name."""
     joint = numbers(state, "before", {"joint": bool})["joint"]
-    moments = unpacked(state, "before.optimizer") if joint else None
-    before = Snapshot(part(state, "before.undone"), part(state, "before.kept"), joint, moments)
+    moments = part(state, "before.optimizer")
+    if joint is True and not moments:
+        check_present(state, ["before.optimizer"])
+    optimizer = put_together(moments) if moments else None
+    before = Snapshot(part(state, "before.undone"), part(state, "before.kept"), joint, optimizer)
     plain = numbers(
         {f"step.{key}": value for key, value in state.items()},
         "step",

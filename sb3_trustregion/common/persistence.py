@@ -3,13 +3,23 @@ Small records as tensors by dotted name, as SB3 saves a state_dict: its callers 
 of tensors alone is loaded without trust in who wrote it.
 """
 
-import io
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch as th
 
 Tensors = dict[str, th.Tensor]
+# What is in the state of an optimiser beside tensors: by the name of its type, from the number that stands for it.
+PLAIN: dict[str, Callable[[float], Any]] = {
+    "bool": bool,
+    "int": int,
+    "float": float,
+    "NoneType": lambda number: None,
+    "dict": lambda number: {},
+    "list": lambda number: [],
+    "tuple": lambda number: [],
+}
 
 
 def to_tensors(value: Any, name: str) -> Tensors:
@@ -28,17 +38,39 @@ def to_tensors(value: Any, name: str) -> Tensors:
     return {name: value if isinstance(value, th.Tensor) else th.tensor(value, dtype=th.float64)}
 
 
-def packed(value: Any) -> th.Tensor:
-    """Pack nested dicts and lists of tensors and numbers, exactly, into one tensor of bytes."""
-    buffer = io.BytesIO()
-    th.save(value, buffer)
-    return th.frombuffer(bytearray(buffer.getvalue()), dtype=th.uint8)
+def taken_apart(value: Any, *path: Any) -> Tensors:
+    """
+    Nested dicts and lists of tensors, numbers and None as tensors, by name: the way to each and its kind, as JSON.
+
+    Of what else there may be nothing is kept: SB3 does not load it either.
+    """
+    if isinstance(value, Mapping) and value:
+        parts = [taken_apart(part, *path, ["dict", key]) for key, part in value.items()]
+    elif isinstance(value, list | tuple) and value:
+        parts = [taken_apart(part, *path, ["list", index]) for index, part in enumerate(value)]
+    elif isinstance(value, th.Tensor):
+        return {json.dumps([*path, "tensor"]): value}
+    elif type(value).__name__ in PLAIN:
+        return {json.dumps([*path, type(value).__name__]): th.tensor([float(value or 0.0)], dtype=th.float64)}
+    else:
+        return {}
+    return {name: tensor for part in parts for name, tensor in part.items()}
 
 
-def unpacked(state: Mapping[str, Any], name: str) -> Any:
-    """What was ``packed``, of which nothing is executed; a ``RuntimeError`` where it is missing."""
-    _check_present(state, [name])
-    return th.load(io.BytesIO(state[name].cpu().numpy().tobytes()), map_location="cpu", weights_only=True)
+def put_together(tensors: Mapping[str, th.Tensor]) -> Any:
+    """What was ``taken_apart``; tuples come back as lists."""
+    return _put_together([(json.loads(name), tensor) for name, tensor in tensors.items()])
+
+
+def _put_together(entries: list[tuple[list[Any], th.Tensor]]) -> Any:
+    (path, tensor), *_ = entries
+    if len(path) == 1:
+        return tensor if path[0] == "tensor" else PLAIN[path[0]](float(tensor))
+    children: dict[Any, list[tuple[list[Any], th.Tensor]]] = {}
+    for ((_, key), *rest), tensor in entries:
+        children.setdefault(key, []).append((rest, tensor))
+    values = {key: _put_together(child) for key, child in children.items()}
+    return values if path[0][0] == "dict" else list(values.values())
 
 
 def part(state: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -53,18 +85,19 @@ def numbers(state: Mapping[str, Any], name: str, kinds: Mapping[str, Any]) -> di
     ``RuntimeError``, as of ``torch.nn.Module.load_state_dict``, where one is missing.
     """
     saved = part(state, name)
-    _check_present(state, [f"{name}.{key}" for key in kinds])
+    check_present(state, [f"{name}.{key}" for key in kinds])
     values = {key: float(saved[key]) for key in kinds}
     return {key: kinds[key](value) if _fits(kinds[key], value) else value for key, value in values.items()}
 
 
 def text(state: Mapping[str, Any], name: str) -> str:
     """The text that ``to_tensors`` took apart; a ``RuntimeError`` where it is missing."""
-    _check_present(state, [name])
+    check_present(state, [name])
     return bytes(int(code) for code in state[name].tolist()).decode(errors="replace")
 
 
-def _check_present(state: Mapping[str, Any], names: Iterable[str]) -> None:
+def check_present(state: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Raise a ``RuntimeError``, as of ``torch.nn.Module.load_state_dict``, where one of the names is missing."""
     missing = [name for name in names if name not in state]
     if missing:
         raise RuntimeError(f"Missing key(s) in state_dict: {', '.join(missing)}")
