@@ -14,7 +14,9 @@ most where half of its promise is kept, and three quarters of that where three q
 thresholds of the textbook. Shorter than the one and longer than the other a step is not to be, where θ is known so
 well; in between one step cannot tell what is best for the training to come, and practice decides. What a single step
 promises on fresh data is mostly noise, hence a promise is what the step gained on its own batch times the reliability
-of such gains over the window. That a ratio under noise must be relaxed by the noise is Sun & Nocedal 2022 (arXiv
+of such gains over the window. That share is itself known only so well, and a promise thought too small is easily kept:
+for longer steps it is taken as large as it may be. The way back to ``prior`` is gone faster than any other: what too long
+a step does to a policy may last. That a ratio under noise must be relaxed by the noise is Sun & Nocedal 2022 (arXiv
 2201.00973); actual against predicted is Conn, Gould & Toint 2000, ch. 6; that a greedy choice of the step is too
 short is Wu et al. 2018 (arXiv 1803.02021).
 """
@@ -33,11 +35,11 @@ SHORTEST_KEEPS, LONGEST_KEEPS = 0.75, 0.25
 LEAST_RELIABILITY = 0.02
 # Residuals are cut here, so that one freak rollout cannot rule the window.
 OUTLIER = 5.0
-# Standard errors of θ to its bounds.
+# Standard errors of θ and of the reliability to their bounds.
 DOUBT = 2.0
-# Share of the way to the length aimed at (in the logarithm) that is gone at each update: from twenty times too long or
-# too short in some fifteen updates.
-SHARE_OF_THE_WAY = 0.2
+# Share of the way to the length aimed at (in the logarithm) that is gone at each update, and of the way back to the
+# prior: from twenty times its radius, or a twentieth, in some five updates.
+SHARE_OF_THE_WAY, SHARE_OF_THE_WAY_BACK = 0.2, 0.5
 # Evidence on steps of one length is not trusted beyond this factor on it.
 FARTHEST = 4.0
 
@@ -94,11 +96,12 @@ class TrustRegionState:
     :param predicted: Σ predicted improvement
     :param variance: Σ squared standard error of ``actual``
     :param reliability: Σ predicted improvement/gain on the step's own batch
+    :param reliability_squares: Σ of its squares
     :param weight: Σ 1, the effective number of pooled steps
-    :param promised: Σ length·expected/noise
+    :param promised: Σ length·gain/noise, gains on each step's own batch
     :param gained: Σ length·actual/noise
     :param gained_variance: its variance
-    :param leverage: Σ length²·expected/noise, so that θ = (promised - gained)/leverage
+    :param leverage: Σ length²·gain/noise, so that θ = (promised - gained/reliability)/leverage
     :param n_judged: steps measured so far
     :param n_rollbacks: steps undone so far
     :param n_feedback: decisions that would have been others with ``actual`` taken for zero
@@ -112,6 +115,7 @@ class TrustRegionState:
     predicted: float = 0.0
     variance: float = 0.0
     reliability: float = 0.0
+    reliability_squares: float = 0.0
     weight: float = 0.0
     promised: float = 0.0
     gained: float = 0.0
@@ -137,6 +141,15 @@ class TrustRegionState:
     def pooled_reliability(self) -> float:
         """Share of gains that holds on fresh data, over the window."""
         return max(self.reliability / self.weight, LEAST_RELIABILITY) if self.weight > 0.0 else 1.0
+
+    @property
+    def largest_reliability(self) -> float:
+        """What that share may be at most, by its spread from step to step; to that is added as if of one step's 1."""
+        if not self.weight > 0.0:
+            return 1.0
+        spread = self.reliability_squares / self.weight - (self.reliability / self.weight) ** 2
+        doubt = DOUBT * math.sqrt(max(spread, 0.0) + 1.0 / self.weight) / math.sqrt(self.weight)
+        return min(self.pooled_reliability + doubt, 1.0)
 
     def counting_on(self, other: "TrustRegionState") -> "TrustRegionState":
         """The same state with the counters of another."""
@@ -213,19 +226,21 @@ def _pool(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> T
     state = replace(
         state,
         reliability=fade * state.reliability + measured.reliability,
+        reliability_squares=fade * state.reliability_squares + measured.reliability**2,
         weight=fade * state.weight + 1.0,
     )
-    expected = state.pooled_reliability * measured.promise.gain
+    gain = measured.promise.gain
+    expected = state.pooled_reliability * gain
     actual = _within(measured.actual, expected, OUTLIER * (noise + expected))
     return replace(
         state,
         actual=fade * state.actual + measured.actual,
         predicted=fade * state.predicted + measured.predicted,
         variance=fade**2 * state.variance + measured.stderr**2,
-        promised=fade * state.promised + length * expected / noise,
+        promised=fade * state.promised + length * gain / noise,
         gained=fade * state.gained + length * actual / noise,
         gained_variance=fade**2 * state.gained_variance + length**2,
-        leverage=fade * state.leverage + length**2 * expected / noise,
+        leverage=fade * state.leverage + length**2 * gain / noise,
         n_judged=state.n_judged + 1,
     )
 
@@ -234,12 +249,14 @@ def _noise_aware(state: TrustRegionState, measured: Improvement, rule: RadiusRul
     """Factor on the squared length, a share of the way towards the prior as far as the evidence allows."""
     length = measured.promise.length
     known = length * (rule.prior / state.radius) ** (1.0 / rule.exponent)
-    bend = (state.promised - state.gained) / state.leverage
-    doubt = DOUBT * math.sqrt(state.gained_variance) / state.leverage
-    too_short = min(_length_that_keeps(SHORTEST_KEEPS, bend + doubt), FARTHEST * length)
-    too_long = max(_length_that_keeps(LONGEST_KEEPS, bend - doubt), length / FARTHEST)
+    doubt = DOUBT * math.sqrt(state.gained_variance)
+    most_bend = (state.promised - (state.gained - doubt) / state.largest_reliability) / state.leverage
+    least_bend = (state.promised - (state.gained + doubt) / state.pooled_reliability) / state.leverage
+    too_short = min(_length_that_keeps(SHORTEST_KEEPS, most_bend), FARTHEST * length)
+    too_long = max(_length_that_keeps(LONGEST_KEEPS, least_bend), length / FARTHEST)
     aim = min(max(known, too_short), too_long)
-    return math.pow(aim / length, 2.0 * SHARE_OF_THE_WAY)
+    share = SHARE_OF_THE_WAY_BACK if aim == known else SHARE_OF_THE_WAY
+    return math.pow(aim / length, 2.0 * share)
 
 
 def _length_that_keeps(share: float, bend: float) -> float:

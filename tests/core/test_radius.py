@@ -26,6 +26,7 @@ from sb3_trustregion.core.radius import (
     ROLLBACK_SHRINKAGE,
     RULES,
     SHARE_OF_THE_WAY,
+    SHARE_OF_THE_WAY_BACK,
     RadiusRule,
     TrustRegionState,
     restarted,
@@ -76,7 +77,7 @@ def decided(rule: RadiusRule, **changes: Any) -> float:
 def test_without_evidence_the_radius_goes_to_the_prior(off: float, exponent: float) -> None:
     """A share of the way in the logarithm, from either side."""
     rule = replace(RULE, exponent=exponent, prior=START.radius / off)
-    assert decided(rule, actual=0.0, stderr=1e6) == pytest.approx(off**-SHARE_OF_THE_WAY, rel=1e-3)
+    assert decided(rule, actual=0.0, stderr=1e6) == pytest.approx(off**-SHARE_OF_THE_WAY_BACK, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,8 @@ def test_where_evidence_is_strong_the_prior_is_kept_within_bounds(kept: float, p
     rule = replace(RULE, rollback_z=None, prior=START.radius * prior**2)
     state = replace(START, promised=1e8, gained=kept * 1e8, gained_variance=1e4, leverage=0.5e8)
     factor = update_radius(state, step(actual=kept), rule).factor
-    assert factor == pytest.approx(aim ** (2.0 * SHARE_OF_THE_WAY), rel=1e-3)
+    share = SHARE_OF_THE_WAY_BACK if aim == prior else SHARE_OF_THE_WAY
+    assert factor == pytest.approx(aim ** (2.0 * share), rel=1e-3)
 
 
 def test_the_better_a_step_the_longer_the_next() -> None:
@@ -411,7 +413,7 @@ def within(one: Array, other: Array, factor: float) -> npt.NDArray[np.bool_]:
 def test_1_it_comes_back_to_where_it_would_have_been(objective: Objective, wrong: float) -> None:
     """From a first radius that is wrong by 20×, within a few dozen updates."""
     off, right = radii(objective, wrong, 60), calm(objective)[:, :60]
-    assert np.median(np.abs(np.log(off[:, 0] / right[:, 0]))) > math.log(5.0)
+    assert np.median(np.abs(np.log(off[:, 0] / right[:, 0]))) > math.log(4.0)
     assert within(np.median(off[:, 40:], axis=0), np.median(right[:, 40:], axis=0), 2.0).all()
     assert within(off[:, 59], right[:, 59], 3.0).mean() >= 0.8
     # ... which is a good place to be.
@@ -424,7 +426,7 @@ def test_1_it_comes_back_to_where_it_would_have_been(objective: Objective, wrong
 def test_1_it_comes_back_also_in_the_middle_of_a_run(objective: Objective, wrong: float) -> None:
     """With sums that are full of what was before."""
     disturbed, undisturbed = radii(objective, 1.0, 150, disturb={80: wrong}), calm(objective)
-    assert not within(disturbed[:, 80], undisturbed[:, 80], 5.0).any()
+    assert not within(disturbed[:, 80], undisturbed[:, 80], 4.0).any()
     assert within(np.median(disturbed[:, 120:], axis=0), np.median(undisturbed[:, 120:], axis=0), 1.5).all()
     assert within(disturbed[:, 149], undisturbed[:, 149], 3.0).mean() >= 0.8
 
@@ -448,8 +450,20 @@ def test_2_a_prior_that_is_far_too_short_is_left_in_time() -> None:
     """Short steps gain little, so it takes many of them to know that they keep their promises."""
     rule = replace(RULE, prior=PLAIN.best_radius / 20.0)
     reached = np.median(radii(PLAIN, 1 / 20, 300, rule=rule), axis=0)
-    assert reached[149] > 0.1
-    assert reached[299] > 0.15
+    assert reached[149] > 0.055
+    assert reached[299] > 0.08
+
+
+def test_2_a_promise_is_not_kept_for_being_thought_too_small() -> None:
+    """The share of gains that is real is known from a few noisy steps alone at first: no reason to go further."""
+
+    class Unsure(Objective):
+        def measure(self, radius: float, rng: np.random.Generator) -> Improvement:
+            measured = super().measure(radius, rng)
+            return with_promise(measured, reliability=self.reliable + 0.5 * rng.standard_normal())
+
+    reached = radii(Unsure(regime=6.0, reliable=0.25), 1.0, 15).max(axis=1)
+    assert np.quantile(reached, 0.9) < 1.5
 
 
 @pytest.mark.parametrize("wrong", [1 / 4, 4.0])
