@@ -15,9 +15,9 @@ thresholds of the textbook. Shorter than the one and longer than the other a ste
 well; in between one step cannot tell what is best for the training to come, and practice decides. What a single step
 promises on fresh data is mostly noise, hence a promise is what the step gained on its own batch times the reliability
 of such gains over the window. That share is itself known only so well, and a promise thought too small is easily kept:
-for longer steps it is taken as large as it may be. The way back to ``prior`` is gone faster than any other: what too long
-a step does to a policy may last. That a ratio under noise must be relaxed by the noise is Sun & Nocedal 2022 (arXiv
-2201.00973); actual against predicted is Conn, Gould & Toint 2000, ch. 6; that a greedy choice of the step is too
+for longer steps it is taken as large as it may be. The way back to ``prior`` is gone faster than any other: what a
+step too long does to a policy may last. That a ratio under noise must be relaxed by the noise is Sun & Nocedal 2022
+(arXiv 2201.00973); actual against predicted is Conn, Gould & Toint 2000, ch. 6; that a greedy choice of the step is too
 short is Wu et al. 2018 (arXiv 1803.02021).
 """
 
