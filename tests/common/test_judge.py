@@ -20,7 +20,7 @@ from sb3_trustregion.core.radius import ROLLBACK_SHRINKAGE, RadiusRule, TrustReg
 from tests.common.rollouts import ACTOR, make_policy, make_rollout, set_odds
 from tests.helpers import assert_same, state_of
 
-PROMISE = Promise(gain=1.0, gain_stderr=0.2, linear_gain=1.5, reliability=0.25, length=0.1, used_radius=True)
+PROMISE = Promise(gain=0.25, gain_stderr=0.2, linear_gain=1.5, reliability=1.0, length=0.1, used_radius=True)
 RADIUS = 0.01
 SGD = {"optimizer_class": th.optim.SGD}
 

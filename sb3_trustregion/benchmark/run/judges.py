@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_trustregion.common.judge import Judge
+from sb3_trustregion.common.judge import Judge, Verdict
+from sb3_trustregion.common.learning_data import Rollout
 from sb3_trustregion.core.improvement import Improvement
 from sb3_trustregion.core.radius import TrustRegionState
 
@@ -73,8 +75,10 @@ class ActualShuffled(Recorded):
         actual, stderr = self.outcomes[order[index]]
         return measured._replace(actual=float(actual), stderr=float(stderr), difference=None)
 
-    def _review_roll_back(self, *args: Any) -> None:
-        """Look away: whether a roll-back helped is feedback too."""
+    def review(self, rollout: Rollout, policy: ActorCriticPolicy) -> Verdict:
+        """As a judge does, without a look at whether a roll-back helped: that is feedback too."""
+        self.rejected = None
+        return super().review(rollout, policy)
 
 
 class ReplayedSchedule(Recorded):
