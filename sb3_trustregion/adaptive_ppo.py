@@ -4,6 +4,7 @@ import math
 import warnings
 from typing import Any, ClassVar
 
+import numpy as np
 import torch as th
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -14,7 +15,7 @@ from sb3_trustregion.common.guard import accept, refuse
 from sb3_trustregion.common.judge import Judge, Snapshot, Verdict, make_judge, rule_of
 from sb3_trustregion.common.learning_data import make_batch, replace_faulty_samples, unit_of_advantages
 from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, begin_update, find_actor, tells_what_acts
-from sb3_trustregion.common.update_log import log_update, of_evaluation
+from sb3_trustregion.common.update_log import log_update, of_evaluation, of_no_update
 from sb3_trustregion.common.validation import (
     as_schedule,
     check_number,
@@ -39,6 +40,8 @@ CG_MAX_STEPS = 10
 CG_DAMPING = 0.1
 CG_RESIDUAL_TOL = 0.1
 FISHER_SUB_SAMPLING_FACTOR = 8
+# What stock PPO would log of an update without epochs.
+NO_EPOCHS = {"policy_gradient_loss": 0.0, "approx_kl": 0.0, "clip_fraction": 0.0}
 
 
 class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
@@ -173,7 +176,8 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self.judge = make_judge(self, 1.0, self._given_clip_range())
+        if not hasattr(self, "judge"):  # a subclass may have its own ideas of what is saved how
+            self.judge = make_judge(self, 1.0, self._given_clip_range())
 
     def _heed_arguments(self) -> None:
         self.judge.configure(rule_of(self), 1.0, self._given_clip_range(), self.improvement_estimator)
@@ -203,7 +207,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         rollout = begin_update(self)
         verdict = self.judge.review(rollout, self.policy)  # steps 4 and 5
         if verdict.undone:
-            return log_update(self, StepStatus.REJECTED, verdict)
+            return self._log_no_update(StepStatus.REJECTED, verdict)
         batch = make_batch(self.rollout_buffer, rollout.faulty)
         if not batch.n_samples:
             return self._refuse(verdict, self.recorder.last_fault or "no advantage is finite")
@@ -259,18 +263,32 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
             self.clip_range = schedule
         return None
 
+    def _log_no_update(self, status: StepStatus, verdict: Verdict) -> None:
+        """Log an update that was not made under stock's names too."""
+        self._update_learning_rate(self.policy.optimizer)
+        progress, logged = self._current_progress_remaining, NO_EPOCHS | of_no_update(self)
+        logged["clip_range"] = as_schedule(self.clip_range)(progress) * verdict.radius
+        if self.clip_range_vf is not None:
+            logged["clip_range_vf"] = as_schedule(self.clip_range_vf)(progress)
+        logged["entropy_loss"] = float(np.mean(getattr(self.rollout_buffer, "log_probs", math.nan)))
+        logged["loss"] = self.ent_coef * logged["entropy_loss"] + self.vf_coef * logged["value_loss"]
+        log_update(self, status, verdict, **logged)
+
     def _refuse(self, verdict: Verdict, reason: str) -> None:
         """Log and count that no update is made."""
-        log_update(self, StepStatus.INVALID, verdict)
+        self._log_no_update(StepStatus.INVALID, verdict)
         refuse(self, reason, lasting=True)
 
 
 def _find_actor(policy: ActorCriticPolicy, batch: Batch) -> ParameterVector:
     """Find which parameters act; ``NOBODY`` where the policy does not tell by what it acts."""
-    if tells_what_acts(policy, batch):
-        return find_actor(policy, batch)
-    message = "the policy's get_distribution is not what evaluate_actions evaluates: ε stays, as in stock PPO"
-    warnings.warn(message, stacklevel=3)
+    reason = "get_distribution is not what evaluate_actions evaluates"
+    try:
+        if tells_what_acts(policy, batch):
+            return find_actor(policy, batch)
+    except RuntimeError as error:  # as of modules that are differentiated in training alone
+        reason = str(error)
+    warnings.warn(f"policy cannot be judged: {reason}. ε stays, as in stock PPO", stacklevel=3)
     return NOBODY
 
 

@@ -11,7 +11,7 @@ from sb3_trustregion.common.judge import Judge, Snapshot, make_judge, rule_of
 from sb3_trustregion.common.learning_data import unit_of_advantages
 from sb3_trustregion.common.natural_gradient import NaturalGradientAlgorithm
 from sb3_trustregion.common.on_policy import begin_update
-from sb3_trustregion.common.update_log import log_update, of_policy, of_step
+from sb3_trustregion.common.update_log import log_update, of_no_update, of_policy, of_step
 from sb3_trustregion.common.validation import check_integer, check_number, settle
 from sb3_trustregion.core.conjugate_gradient import CGSolution
 from sb3_trustregion.core.improvement import Promise
@@ -24,6 +24,8 @@ from sb3_trustregion.core.surrogate import Surrogate
 USED_RADIUS = 0.5
 # vᵀF⁻¹v converges with the square of the residual, so the noise may be solved for loosely.
 NOISE_RESIDUAL_TOL = 0.2
+# What stock TRPO would log of an update without a step.
+NO_STEP = {"policy_objective": 0.0, "kl_divergence_loss": 0.0, "is_line_search_success": 0.0}
 
 
 class AdaptiveTRPO(NaturalGradientAlgorithm):
@@ -174,7 +176,8 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self.judge = make_judge(self, float(self.target_kl), float(self.target_kl))
+        if not hasattr(self, "judge"):  # a subclass may have its own ideas of what is saved how
+            self.judge = make_judge(self, float(self.target_kl), float(self.target_kl))
 
     def _heed_arguments(self) -> None:
         self.judge.configure(rule_of(self), float(self.target_kl), float(self.target_kl), self.improvement_estimator)
@@ -195,7 +198,8 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
         verdict = self.judge.review(rollout, self.policy)  # steps 4 and 5
         if verdict.undone:  # no step is taken from the batch of a rejected policy
             self._n_updates += 1
-            return log_update(self, StepStatus.REJECTED, verdict)
+            self._update_learning_rate(self.policy.optimizer)
+            return log_update(self, StepStatus.REJECTED, verdict, **NO_STEP, **of_no_update(self))
         batch, actor = self._gather(rollout)
         if not actor.names:
             return self._update_without_step(batch, actor, verdict)

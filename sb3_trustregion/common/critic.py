@@ -21,7 +21,10 @@ def fit_critic(
     Fit values to returns in ``n_passes`` over the batch. Returns the mean loss over all mini-batches, NaN where the fit
     left the finite numbers and was undone.
     """
-    critic, optimizer = critic_parameters(policy, actor), policy.optimizer
+    optimizer, of_policy = policy.optimizer, {id(parameter) for parameter in policy.parameters()}
+    # Also what the user has the optimiser move beside the policy: a part of the critic's elsewhere.
+    beside = [p for p in _moved(optimizer) if p.requires_grad and id(p) not in of_policy]
+    critic = [*critic_parameters(policy, actor), *beside]
     if not critic or n_passes == 0 or batch.n_samples == 0:
         return 0.0
     before = [parameter.detach().clone() for parameter in critic]
@@ -29,7 +32,7 @@ def fit_critic(
     state_before = [copy.deepcopy(state.get(parameter, {})) for parameter in critic]
     optimizer.zero_grad()
     _enter_training_mode(policy, critic)
-    orders = [th.randperm(batch.n_samples).to(batch.returns.device) for _ in range(n_passes)]
+    orders = [th.randperm(batch.n_samples, device="cpu").to(batch.returns.device) for _ in range(n_passes)]
     mini_batches = [index for order in orders for index in th.split(order, int(batch_size))]
     losses = [_descend(policy, critic, batch, index) for index in mini_batches]
     mean_loss = float(th.stack(losses).mean())
@@ -53,12 +56,17 @@ def _descend(policy: ActorCriticPolicy, critic: list[th.nn.Parameter], batch: Ba
     loss = F.mse_loss(values, batch.returns[index])
     if not loss.requires_grad:  # what is trainable has no part in it
         return loss
-    for parameter in critic:
+    for parameter in (*critic, *_moved(policy.optimizer)):  # a hook of the user's may have left gradients to others
         parameter.grad = None
     # Only these: with a shared features extractor a plain backward would move the actor.
     loss.backward(inputs=critic)  # type: ignore[no-untyped-call]
     policy.optimizer.step()
     return loss.detach()
+
+
+def _moved(optimizer: th.optim.Optimizer) -> list[th.nn.Parameter]:
+    """The parameters that an optimiser moves."""
+    return [parameter for group in getattr(optimizer, "param_groups", ()) for parameter in group["params"]]
 
 
 def _enter_training_mode(policy: ActorCriticPolicy, critic: list[th.nn.Parameter]) -> None:

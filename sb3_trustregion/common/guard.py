@@ -15,7 +15,7 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecCheckNan, VecEnv, VecNormalize, unwrap_vec_normalize, unwrap_vec_wrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_trustregion.common.learning_data import LARGEST_USABLE, BoolArray, ObsArray
@@ -124,7 +124,8 @@ def aside(screen: Screen | None) -> AbstractContextManager[None]:
 def screened(env: VecEnv) -> Iterator[Screen | None]:
     """Put a screen beneath ``VecNormalize`` for a while, so that nobody else meets it."""
     normalizer = unwrap_vec_normalize(env)
-    if normalizer is None:
+    checker = unwrap_vec_wrapper(env, VecCheckNan)
+    if normalizer is None or (isinstance(checker, VecCheckNan) and checker.raise_exception):  # which is to see NaN
         yield None
         return
     screen = Screen(normalizer)

@@ -17,7 +17,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_trustregion.common.learning_data import ObsArray, Rollout, flatten_time
+from sb3_trustregion.common.learning_data import Rollout, flatten_time
 from sb3_trustregion.common.persistence import (
     Tensors,
     check_present,
@@ -29,6 +29,8 @@ from sb3_trustregion.common.persistence import (
     to_tensors,
 )
 from sb3_trustregion.common.validation import check_choice, check_integer, check_number, settle
+from sb3_trustregion.core.batch import cut, pieces_of
+from sb3_trustregion.core.distributions import Observations
 from sb3_trustregion.core.functional import ActionHead, ValueHead, uncompiled
 from sb3_trustregion.core.improvement import (
     Estimate,
@@ -41,7 +43,7 @@ from sb3_trustregion.core.improvement import (
     per_step,
     performance,
 )
-from sb3_trustregion.core.parameters import fingerprint, folded_into, restore, snapshot, tensors_of
+from sb3_trustregion.core.parameters import are_same, fingerprint, folded_into, is_finite, restore, snapshot, tensors_of
 from sb3_trustregion.core.radius import RadiusRule, TrustRegionState, restarted, shrink_radius, update_radius
 from sb3_trustregion.core.surrogate import LEAST_EFFECTIVE_SHARE, effective_share
 
@@ -95,7 +97,7 @@ class Snapshot(NamedTuple):
         present = tensors_of(policy)
 
         def moved(tensors: Tensors) -> Tensors:
-            return {name: tensor for name, tensor in tensors.items() if not th.equal(tensor, present[name])}
+            return {name: tensor for name, tensor in tensors.items() if not are_same(tensor, present[name])}
 
         return self._replace(undone=moved(self.undone), kept=moved(self.kept))
 
@@ -106,8 +108,8 @@ class Snapshot(NamedTuple):
         First, as that mode may fold parameters into frozen ones. A buffer of the user's may hold infinity. Returns
         whether the update is undone.
         """
-        sound = {name for name, tensor in self.tensors.items() if bool(th.isfinite(tensor).all())}
-        spoiled = not all(bool(th.isfinite(now).all()) for name, now in tensors_of(policy).items() if name in sound)
+        sound = {name for name, tensor in self.tensors.items() if is_finite(tensor)}
+        spoiled = not all(is_finite(now) for name, now in tensors_of(policy).items() if name in sound)
         if spoiled:
             self.restore(policy, with_statistics=True)
         policy.set_training_mode(False)
@@ -118,9 +120,12 @@ class Snapshot(NamedTuple):
         Undo an update; buffers, as statistics of the data, stay, unless they may be spoiled (``with_statistics``).
         """
         restore(policy, self.tensors if with_statistics else self.undone)
-        present = policy.optimizer.state_dict()
+        optimizer = policy.optimizer
+        present = optimizer.state_dict()
         if self.optimizer is not None and "state" in present:
-            policy.optimizer.load_state_dict({**present, "state": self.optimizer})
+            groups = list(getattr(optimizer, "param_groups", []))
+            optimizer.load_state_dict({**present, "state": self.optimizer})
+            getattr(optimizer, "param_groups", [])[:] = groups  # the same objects: somebody may hold them
 
 
 class PendingStep(NamedTuple):
@@ -311,7 +316,7 @@ class Judge:
         if self.estimator == "episodes":
             return after, Improvement(*per_step(whole, rollout.episode_lengths), step.promise)
         ratios = old_ratios(rollout, step.before, policy)
-        if not effective_share(th.as_tensor(ratios)) >= LEAST_EFFECTIVE_SHARE:  # nor where ratios are NaN
+        if not effective_share(th.from_numpy(ratios)) >= LEAST_EFFECTIVE_SHARE:  # nor where ratios are NaN
             return after, Improvement(*whole, step.promise)
         return after, Improvement(*own_share(residuals(), ratios, rollout.dones), step.promise, whole)
 
@@ -382,9 +387,9 @@ def old_residuals(rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy
     """
     head, tensors = ValueHead(policy), step.before.tensors
 
-    def values(observations: ObsArray | th.Tensor | dict[str, th.Tensor]) -> FloatArray:
-        result: FloatArray = head.at(tensors, observations).cpu().numpy()
-        return result
+    def values(observations: Observations) -> FloatArray:
+        parts = [head.at(tensors, cut(observations, piece)).cpu().numpy() for piece in pieces_of(observations)]
+        return np.concatenate(parts)
 
     seen = values(obs_as_tensor(flatten_time(rollout.observations), policy.device)).reshape(rollout.shape)
     last = values(obs_as_tensor(rollout.last_observations, policy.device))
@@ -399,8 +404,9 @@ def old_ratios(rollout: Rollout, before: Snapshot, policy: ActorCriticPolicy) ->
     observations = obs_as_tensor(flatten_time(rollout.observations), policy.device)
     actions = th.as_tensor(rollout.actions.reshape(-1, rollout.actions.shape[-1]), device=policy.device)
     actions = actions.long().flatten() if isinstance(policy.action_space, spaces.Discrete) else actions.float()
-    log_probs, _ = ActionHead(policy).at(before.tensors, observations, actions)
-    ratios: FloatArray = np.exp(log_probs.double().cpu().numpy().reshape(rollout.shape) - rollout.log_probs)
+    head = ActionHead(policy)
+    parts = [head.at(before.tensors, cut(observations, p), actions[p])[0].double() for p in pieces_of(observations)]
+    ratios: FloatArray = np.exp(th.cat(parts).cpu().numpy().reshape(rollout.shape) - rollout.log_probs)
     return ratios
 
 

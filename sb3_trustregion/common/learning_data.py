@@ -5,6 +5,7 @@ for the step. Nothing is computed anew: rewards, advantages, returns and values 
 
 import copy
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,12 @@ LARGEST_USABLE = 1e18
 # What ``get()`` flattens in place, environment by environment.
 SCALARS = ("values", "log_probs", "advantages", "returns")
 FLATTENED = ("observations", "actions", *SCALARS)
-OF_STOCK = RolloutBuffer.get, DictRolloutBuffer.get
+OF_STOCK = (
+    RolloutBuffer.get,
+    DictRolloutBuffer.get,
+    RolloutBuffer._get_samples,
+    DictRolloutBuffer._get_samples,
+)
 # What ``get()`` may write to in place.
 CONTAINERS: tuple[type[Any], ...] = (np.ndarray, th.Tensor, dict, list, set, deque)
 # What ``get()`` notes of having been called.
@@ -97,6 +103,33 @@ def in_time(buffer: RolloutBuffer, name: str) -> Any:
         return array.reshape(buffer.n_envs, buffer.buffer_size, *rest).swapaxes(0, 1)
 
     return map_arrays(in_time_on_cpu, getattr(buffer, name))
+
+
+def observations_in_time(buffer: RolloutBuffer, seen: Any) -> list[Any]:
+    """
+    The observations as (T, N, ...), or dicts of those: as stored, if that may be what the policy saw (``seen`` are N of
+    those), and as the buffer's own ``_get_samples`` makes them of what is stored.
+    """
+    stored = in_time(buffer, "observations")
+    forms = [stored] if _is_like(stored, seen) else []
+    if type(buffer)._get_samples not in OF_STOCK or not forms:
+        samples, is_in_time = samples_of(buffer)
+        shape = buffer.n_envs, buffer.buffer_size
+        forms += [map_arrays(_in_time_of(shape), samples.observations)] if is_in_time else []
+    return forms
+
+
+def _in_time_of(shape: tuple[int, int]) -> Callable[[th.Tensor], npt.NDArray[Any]]:
+    """Brings samples, environment by environment, to the order of time; ``shape`` is (N, T)."""
+    return lambda part: part.cpu().numpy().reshape(*shape, *part.shape[1:]).swapaxes(0, 1)
+
+
+def _is_like(stored: Any, seen: Any) -> bool:
+    """Whether stored observations are of the kind that the policy saw, and as many numbers each."""
+    if isinstance(seen, dict):
+        return isinstance(stored, dict) and all(_is_like(stored.get(key), part) for key, part in seen.items())
+    stored, seen = np.asarray(stored), np.asarray(seen)
+    return bool(stored.dtype.kind == seen.dtype.kind and stored[0, 0].size == seen[0].size)
 
 
 def unit_of_advantages(rollout: Rollout, buffer: RolloutBuffer) -> float:
@@ -199,6 +232,8 @@ def _joined(parts: Any) -> Any:
 
 def replace_faulty_samples(buffer: RolloutBuffer, faulty: BoolArray) -> None:
     """Overwrite faulty samples, shape (T, N), by sound ones: PPO takes its samples from the buffer as they are."""
+    if not all(hasattr(buffer, name) for name in (*FLATTENED, "generator_ready")):
+        return  # a buffer of another make, which keeps its samples elsewhere
     known = np.stack([in_time(buffer, name) for name in ("log_probs", "advantages", "returns")])
     bad = faulty | ~np.isfinite(known).all(axis=0)
     if not bad.any() or bad.all():

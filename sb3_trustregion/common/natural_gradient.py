@@ -123,6 +123,10 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
     def _fit_critic(self, batch: Batch, actor: ParameterVector) -> float:
         """Fit the critic, and return its mean loss."""
         self._n_updates += 1
+        if "fused" not in self.policy.optimizer_kwargs:
+            for group in self.policy.optimizer.param_groups:  # fused, Adam takes parts of other tensors for whole ones
+                if group.get("fused"):
+                    group["fused"] = all(parameter.is_contiguous() for parameter in group["params"])
         return fit_critic(uncompiled(self.policy), actor, batch, self.n_critic_updates, self.batch_size)
 
     def _update_without_step(self, batch: Batch, actor: ParameterVector, verdict: Verdict | None = None) -> None:

@@ -195,7 +195,8 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.recorder.random_before = random_states() if self.use_sde else None
         with screened(env) as screen:
             recording = RecordingCallback(self, callback, screen)
-            return super().collect_rollouts(env, recording, rollout_buffer, n_rollout_steps)
+            self.recorder.goes_on = super().collect_rollouts(env, recording, rollout_buffer, n_rollout_steps)
+        return self.recorder.goes_on
 
     def learn(
         self,
@@ -209,7 +210,8 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         """Train, as in SB3, whose arguments these are; the name of the run for TensorBoard is that of the class."""
         name = tb_log_name or type(self).__name__
         super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
-        self.policy.set_training_mode(True)  # as stock leaves it: nothing is folded away in what is saved
+        if self.recorder.goes_on:  # an update was the last: stock leaves it so, nothing is folded away in what is saved
+            self.policy.set_training_mode(True)
         return self
 
 
@@ -230,7 +232,7 @@ def tells_what_acts(policy: ActorCriticPolicy, batch: Batch) -> bool:
     """
     Whether ``get_distribution`` gives the distribution that ``evaluate_actions`` evaluates, which is all that PPO uses.
     """
-    policy, few = uncompiled(policy), batch.select(th.arange(min(batch.n_samples, FEW)))
+    policy, few = uncompiled(policy), batch.select(th.arange(min(batch.n_samples, FEW), device="cpu"))
     ways = "evaluate_actions", "get_distribution"
     if all(getattr(policy, way) == getattr(ActorCriticPolicy, way).__get__(policy) for way in ways):
         return True

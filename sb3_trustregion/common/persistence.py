@@ -35,7 +35,7 @@ def to_tensors(value: Any, name: str) -> Tensors:
         return {}
     if isinstance(value, str):
         value = [float(code) for code in value.encode()]
-    return {name: value if isinstance(value, th.Tensor) else th.tensor(value, dtype=th.float64)}
+    return {name: value if isinstance(value, th.Tensor) else th.tensor(value, dtype=th.float64, device="cpu")}
 
 
 def taken_apart(value: Any, *path: Any) -> Tensors:
@@ -51,7 +51,7 @@ def taken_apart(value: Any, *path: Any) -> Tensors:
     elif isinstance(value, th.Tensor):
         return {json.dumps([*path, "tensor"]): value}
     elif type(value).__name__ in PLAIN:
-        return {json.dumps([*path, type(value).__name__]): th.tensor([float(value or 0.0)], dtype=th.float64)}
+        return to_tensors([float(value or 0.0)], json.dumps([*path, type(value).__name__]))
     else:
         return {}
     return {name: tensor for part in parts for name, tensor in part.items()}

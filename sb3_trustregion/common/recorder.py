@@ -17,7 +17,15 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
 
 from sb3_trustregion.common.guard import Screen, aside, is_understood, replace, usable
-from sb3_trustregion.common.learning_data import LARGEST_USABLE, BoolArray, ObsArray, Rollout, in_time
+from sb3_trustregion.common.learning_data import (
+    FLATTENED,
+    LARGEST_USABLE,
+    BoolArray,
+    ObsArray,
+    Rollout,
+    in_time,
+    observations_in_time,
+)
 from sb3_trustregion.core.batch import map_arrays
 from sb3_trustregion.core.distributions import Observations
 from sb3_trustregion.core.improvement import FloatArray
@@ -30,6 +38,8 @@ class Recorder:
         # Of the observations that the next step starts from, over the ends of rollouts.
         self.faulty_observation: BoolArray = np.zeros(0, dtype=bool)
         self.last_fault = ""
+        # Whether the last rollout was one to learn from.
+        self.goes_on = True
         # While environments are reset at the beginning of training.
         self.screen: Screen | None = None
         # At the start of a rollout, before gSDE has drawn: what a checkpoint written there goes on from.
@@ -87,7 +97,8 @@ class Recorder:
     def end(self, model: OnPolicyAlgorithm, seen: dict[str, Any]) -> None:
         """Put stand-ins where rewards are still not finite when the user's buffer and callback have had their say."""
         buffer = model.rollout_buffer
-        if len(self._steps) != buffer.buffer_size or buffer.rewards.shape != (buffer.buffer_size, buffer.n_envs):
+        shape = len(self._steps), buffer.n_envs
+        if shape[0] != buffer.buffer_size or np.shape(getattr(buffer, "rewards", ())) != shape:
             return
         bad = ~(np.abs(buffer.rewards) < LARGEST_USABLE)  # nor where it is NaN
         if not bad.any():
@@ -126,8 +137,9 @@ class Recorder:
         # Nobody looks at the last observation of an episode that has ended by itself.
         if info.get("terminal_observation") is None or not info.get("TimeLimit.truncated", False):
             return False
-        terminal = map_arrays(lambda part: np.array(part)[None], info["terminal_observation"])
-        faulty = bool(self._clean(model, terminal, _row(model._last_obs, env_index)).any())
+        last = _row(model._last_obs, env_index)
+        terminal = _shaped_as(last, info["terminal_observation"])
+        faulty = bool(self._clean(model, terminal, last).any())
         if faulty:
             self._note("terminal observation", np.arange(n_envs) == env_index)
             info["terminal_observation"] = map_arrays(lambda part: part[0], terminal)
@@ -151,16 +163,17 @@ class Recorder:
         shape = buffer.buffer_size, buffer.n_envs
         is_recorded = (
             len(self._steps) == buffer.buffer_size
+            and all(hasattr(buffer, name) for name in (*FLATTENED, "rewards", "episode_starts", "generator_ready"))
             and self._steps[0][0].shape == buffer.episode_starts[0].shape  # not twice the samples, say
             and np.size(buffer.rewards) == np.prod(shape)  # nor several rewards a step
-            and hasattr(buffer, "observations")
         )
-        if not is_recorded:
+        # In evaluation mode, as the policy acts: what SB3 added to truncated rewards is taken off again.
+        model.policy.set_training_mode(False)
+        observations = as_seen(model) if is_recorded else None
+        if observations is None:
             self._clear()
             return unrecorded(shape, model.gamma)
         ends, truncated = _stacked(self._terminal_observations), np.array(self._truncated, dtype=np.int64)
-        # In evaluation mode, as the policy acts: what SB3 added to truncated rewards is taken off again.
-        model.policy.set_training_mode(False)
         end_values = self._end_values(model)
         rewards = np.array(buffer.rewards, dtype=np.float64).reshape(shape)
         rewards.reshape(-1)[truncated] -= model.gamma * end_values
@@ -176,7 +189,7 @@ class Recorder:
         dones = np.concatenate([buffer.episode_starts[1:], model._last_episode_starts[None]]).astype(bool)
         episodes = np.array(self._episodes, dtype=np.float64).reshape(-1, 2)
         rollout = Rollout(
-            observations=in_time(buffer, "observations"),
+            observations=observations,
             last_observations=model._last_obs,  # type: ignore[arg-type]
             terminal_observations=ends,
             truncated=truncated,
@@ -197,6 +210,21 @@ class Recorder:
         )
         self._clear()
         return rollout
+
+
+def as_seen(model: OnPolicyAlgorithm) -> Any:
+    """
+    The buffer's observations as the policy saw them, (T, N, ...) or a dict of those; None where it does not tell.
+
+    The user's buffer may store them in a form of its own: those are right by which the critic finds its values again.
+    """
+    buffer = model.rollout_buffer
+    forms = observations_in_time(buffer, model._last_obs)
+    if len(forms) < 2:
+        return forms[0] if forms else None
+    first = [obs_as_tensor(map_arrays(lambda part: part[0], form), model.device) for form in forms]
+    errors = [np.abs(values_of(model.policy, seen) - in_time(buffer, "values")[0]).sum() for seen in first]
+    return forms[int(np.argmin(errors))]
 
 
 def unrecorded(shape: tuple[int, int], gamma: float) -> Rollout:
@@ -276,6 +304,13 @@ def _number(value: Any) -> float:
 def _row(observations: Any, env_index: int) -> Any:
     """One environment's observations, as a batch of one."""
     return map_arrays(lambda part: part[env_index : env_index + 1], observations)
+
+
+def _shaped_as(row: Any, observation: Any) -> Any:
+    """One observation as a batch of one, as another is, whether or not it is one by now."""
+    if isinstance(observation, dict):
+        return {key: _shaped_as(row[key], part) for key, part in observation.items()}
+    return np.array(observation).reshape(row.shape)
 
 
 def _stacked(parts: list[Any]) -> Any:

@@ -10,6 +10,8 @@ import torch as th
 from sb3_trustregion.core.distributions import Observations
 
 T = TypeVar("T")
+# Observations of so many bytes (in single precision) go through a policy at once: of images some hundreds.
+BYTES_AT_ONCE = 2**24
 
 
 class Batch(NamedTuple):
@@ -52,13 +54,26 @@ class Batch(NamedTuple):
         """One in ``factor`` samples, at random, in the order of time."""
         if factor == 1:
             return self
-        kept = th.randperm(self.n_samples)[: max(self.n_samples // factor, 2)]
+        kept = th.randperm(self.n_samples, device="cpu")[: max(self.n_samples // factor, 2)]
         return self.select(kept.sort().values)
 
 
 def take(observations: Observations, index: th.Tensor) -> Observations:
     """Some of n observations, (n, ...) or a dict of those, by an index of shape (m,)."""
     return map_arrays(lambda part: part[index], observations)
+
+
+def pieces_of(observations: Observations) -> list[slice]:
+    """Cuts n observations so that what a network makes of each piece needs little memory."""
+    tensors = list(observations.values()) if isinstance(observations, dict) else [observations]
+    n, bytes_of_one = len(tensors[0]), 4 * sum(tensor[:1].numel() for tensor in tensors)
+    at_once = max(BYTES_AT_ONCE // max(bytes_of_one, 1), 64)
+    return [slice(start, start + at_once) for start in range(0, max(n, 1), at_once)]
+
+
+def cut(observations: Observations, piece: slice) -> Observations:
+    """A piece of n observations, (n, ...) or a dict of those, as views."""
+    return map_arrays(lambda part: part[piece], observations)
 
 
 def map_arrays(function: Callable[[Any], T], observations: Any) -> T | dict[str, T]:

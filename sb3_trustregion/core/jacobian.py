@@ -65,7 +65,7 @@ def differentiable_twice(outputs: Sequence[th.Tensor], leaves: Sequence[th.Tenso
 
     An operation without a second derivative refuses, or loses its share silently: u·(Jv) = (Jᵀu)·v tells.
     """
-    generator = th.Generator().manual_seed(0)
+    generator = th.Generator("cpu").manual_seed(0)
     u = [(PROBE * _random_like(output, generator)).requires_grad_() for output in outputs]
     v = [_random_like(leaf, generator) for leaf in leaves]
     reason = "an operation of it loses its second derivative"
@@ -84,7 +84,7 @@ def differentiable_twice(outputs: Sequence[th.Tensor], leaves: Sequence[th.Tenso
 
 
 def _random_like(tensor: th.Tensor, generator: th.Generator) -> th.Tensor:
-    return th.randn(tensor.shape, generator=generator).to(tensor)
+    return th.randn(tensor.shape, generator=generator, device="cpu").to(tensor)
 
 
 def _dot(one: Sequence[th.Tensor], other: Sequence[th.Tensor]) -> float:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_trustregion.core.batch import take
+from sb3_trustregion.core.batch import cut, pieces_of, take
 from sb3_trustregion.core.distributions import Observations, distribution_parameters, preserved_distribution
 from sb3_trustregion.core.functional import has_ways_of_training, unfold
 from sb3_trustregion.core.jacobian import differentiable_twice
@@ -67,9 +67,10 @@ def actor_parameters(policy: ActorCriticPolicy, observations: Observations) -> P
     The layout of the trainable parameters that influence the action distribution, empty where all of them are frozen:
     autograd knows, names do not. By all observations that are learned from: a head may act in some states alone.
     """
-    _, actor = _acting(policy, observations)
+    pieces = [_acting(policy, cut(observations, piece))[1] for piece in pieces_of(observations)]
+    actor = {name: leaf for name, leaf in policy.named_parameters() if any(name in piece for piece in pieces)}
     n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
-    outputs, leaves = _acting(policy, take(observations, th.linspace(0, n - 1, min(n, FEW)).long()))
+    outputs, leaves = _acting(policy, take(observations, th.linspace(0, n - 1, min(n, FEW), device="cpu").long()))
     return ParameterVector(
         names=tuple(actor),
         shapes=tuple(leaf.shape for leaf in actor.values()),
@@ -129,6 +130,22 @@ def restore(policy: ActorCriticPolicy, saved: Mapping[str, th.Tensor]) -> None:
     named = tensors_of(policy)
     for name, value in saved.items():
         named[name].copy_(value)
+
+
+def is_finite(tensor: th.Tensor) -> bool:
+    """Whether all numbers are finite; what cannot be asked (sparse, quantised, of eight bits) is taken to be."""
+    try:
+        return bool(th.isfinite(tensor).all())
+    except RuntimeError:
+        return True
+
+
+def are_same(one: th.Tensor, other: th.Tensor) -> bool:
+    """Whether two tensors are equal; what cannot be asked is taken not to be."""
+    try:
+        return th.equal(one, other)
+    except RuntimeError:
+        return False
 
 
 def fingerprint(policy: ActorCriticPolicy, with_optimizer: bool = False) -> str:

@@ -9,6 +9,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch.nn import functional as F
 
+from sb3_trustregion.core.batch import cut, pieces_of
 from sb3_trustregion.core.distributions import (
     Observations,
     Parameters,
@@ -86,15 +87,17 @@ def mean_kl(policy: ActorCriticPolicy, observations: Observations, old: Paramete
         kind, new = _distributions(policy, observations)
         return kl_divergence(kind, old, new).mean()
     except ValueError:  # torch.distributions refuses parameters that are not finite
-        return th.tensor(th.nan)
+        return th.tensor(th.nan, device="cpu")
 
 
 def _distributions(policy: ActorCriticPolicy, observations: Observations) -> tuple[Distribution, Parameters]:
     """A distribution of the policy's kind, and the parameters of those in all states."""
-    policy = uncompiled(policy)
+    policy, outputs = uncompiled(policy), []
     with preserved_distribution(policy):
-        distribution = policy.get_distribution(observations)
-        return distribution, distribution_parameters(distribution)
+        for piece in pieces_of(observations):
+            distribution = policy.get_distribution(cut(observations, piece))
+            outputs.append(distribution_parameters(distribution))
+        return distribution, tuple(th.cat(pieces) for pieces in zip(*outputs, strict=True))
 
 
 def adapted(weight: float, ratio: float, tolerance: float, factor: float) -> float:

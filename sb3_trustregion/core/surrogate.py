@@ -9,12 +9,13 @@ points are evaluated by a functional call, so that an interrupted search leaves 
 """
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_trustregion.core.batch import Batch, take
+from sb3_trustregion.core.batch import Batch, cut, map_arrays, pieces_of, take
 from sb3_trustregion.core.distributions import Observations, Parameters, dimensions, kl_divergence
 from sb3_trustregion.core.fisher import FisherProduct
 from sb3_trustregion.core.functional import ActionHead
@@ -94,7 +95,7 @@ class Surrogate:
         in_order = th.argsort(th.cat(samples))
         self.log_probs = th.cat(log_probs)[in_order]
         self.batch = batch._replace(advantages=batch.advantages * weights(self.log_probs, batch.log_probs))
-        self.outputs = tuple(th.cat(halves)[in_order] for halves in zip(*outputs, strict=True))
+        self.outputs = tuple(parameter[in_order] for parameter in _joined(outputs))
         self.kind = self.head.kind
         self.n_dimensions = dimensions(self.kind, self.outputs)
         self.fisher_product = self._fisher(leaf, damping * self.n_dimensions, fisher_sub_sampling_factor)
@@ -111,20 +112,27 @@ class Surrogate:
         and their share of ∇L, shape (P,).
         """
         samples = (batch.signs == sign).nonzero().flatten()
-        part = batch.select(samples)
-        with th.enable_grad():
-            log_probs, outputs = self._forward(leaf, part.observations, part.actions)
-        advantages = part.advantages * weights(log_probs.detach(), part.log_probs)
-        (gradient,) = th.autograd.grad(log_probs, leaf, advantages / batch.n_samples)
-        return samples, log_probs.detach(), tuple(output.detach() for output in outputs), gradient
+        half = batch.select(samples)
+        log_probs, outputs, gradients = [], [], list[th.Tensor]()
+        for piece in pieces_of(half.observations):
+            with th.enable_grad():
+                log_prob, output = self._forward(leaf, cut(half.observations, piece), half.actions[piece])
+            acted = None if half.log_probs is None else half.log_probs[piece]
+            advantages = half.advantages[piece] * weights(log_prob.detach(), acted)
+            gradients += th.autograd.grad(log_prob, leaf, advantages / batch.n_samples)
+            log_probs.append(log_prob.detach())
+            outputs.append(tuple(parameter.detach() for parameter in output))
+        return samples, th.cat(log_probs), _joined(outputs), th.stack(gradients).sum(dim=0)
 
     def _fisher(self, leaf: th.Tensor, damping: float, factor: int) -> FisherProduct:
         n, observations, actions = self.batch.n_samples, self.batch.observations, self.batch.actions
         if factor > 1 and n > LEAST_FISHER_STATES:
             # A generator of its own: measuring must cost PPO no random number.
-            order = th.randperm(n, generator=th.Generator().manual_seed(0))
+            order = th.randperm(n, generator=th.Generator("cpu").manual_seed(0), device="cpu")
             index = order[: max(n // factor, LEAST_FISHER_STATES)].to(leaf.device)
             observations, actions = take(observations, index), actions[index]
+        else:  # an extractor that writes into what it sees is not to spoil the graph
+            observations = map_arrays(th.clone, observations)
         with th.enable_grad():
             _, outputs = self._forward(leaf, observations, actions)
             if self.actor.differentiable_twice:
@@ -136,13 +144,24 @@ class Surrogate:
     def at(self, vector: th.Tensor) -> Evaluation:
         """The model at a trial point θ, shape (P,); NaN where the policy gives no proper distribution there."""
         try:
-            log_probs, outputs = self._forward(vector, self.batch.observations, self.batch.actions)
+            log_probs, outputs = zip(
+                *[
+                    self._forward(vector, cut(self.batch.observations, piece), self.batch.actions[piece])
+                    for piece in pieces_of(self.batch.observations)
+                ],
+                strict=True,
+            )
         except ValueError:  # torch.distributions refuses parameters that are not finite
             return NOWHERE
-        kl = float(kl_divergence(self.kind, self.outputs, outputs).mean())
-        log_ratios = (log_probs - self.log_probs).double()
+        kl = float(kl_divergence(self.kind, self.outputs, _joined(outputs)).mean())
+        log_ratios = (th.cat(log_probs) - self.log_probs).double()
         gain = batch_means((self.batch.advantages * th.expm1(log_ratios)).cpu().numpy(), self.batch.blocks)
         return Evaluation(gain.mean, gain.stderr, kl, effective_share(th.exp(log_ratios)))
+
+
+def _joined(outputs: Iterable[Parameters]) -> Parameters:
+    """Distributions' parameters of all pieces, batch first."""
+    return tuple(th.cat(pieces) for pieces in zip(*outputs, strict=True))
 
 
 def weights(log_probs: th.Tensor, acted: th.Tensor | None) -> th.Tensor:
