@@ -23,12 +23,14 @@ from sb3_trustregion.common.learning_data import (
     BoolArray,
     ObsArray,
     Rollout,
+    flatten_time,
     in_time,
     observations_in_time,
 )
 from sb3_trustregion.core.batch import map_arrays
 from sb3_trustregion.core.distributions import Observations
 from sb3_trustregion.core.improvement import FloatArray
+from sb3_trustregion.core.parameters import FEW
 
 
 class Recorder:
@@ -222,8 +224,10 @@ def as_seen(model: OnPolicyAlgorithm) -> Any:
     forms = observations_in_time(buffer, model._last_obs)
     if len(forms) < 2:
         return forms[0] if forms else None
-    first = [obs_as_tensor(map_arrays(lambda part: part[0], form), model.device) for form in forms]
-    errors = [np.abs(values_of(model.policy, seen) - in_time(buffer, "values")[0]).sum() for seen in first]
+    some = np.linspace(0, buffer.buffer_size - 1, min(buffer.buffer_size, FEW)).astype(int)
+    values = in_time(buffer, "values")[some].ravel()
+    parts = [flatten_time(map_arrays(lambda part: part[some], form)) for form in forms]
+    errors = [np.abs(values_of(model.policy, obs_as_tensor(part, model.device)) - values).sum() for part in parts]
     return forms[int(np.argmin(errors))]
 
 

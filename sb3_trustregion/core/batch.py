@@ -11,7 +11,7 @@ from sb3_trustregion.core.distributions import Observations
 
 T = TypeVar("T")
 # Observations of so many bytes (in single precision) go through a policy at once: of images some hundreds.
-BYTES_AT_ONCE = 2**24
+BYTES_AT_ONCE, LEAST_AT_ONCE = 2**24, 64
 
 
 class Batch(NamedTuple):
@@ -67,7 +67,7 @@ def pieces_of(observations: Observations) -> list[slice]:
     """Cuts n observations so that what a network makes of each piece needs little memory."""
     tensors = list(observations.values()) if isinstance(observations, dict) else [observations]
     n, bytes_of_one = len(tensors[0]), 4 * sum(tensor[:1].numel() for tensor in tensors)
-    at_once = max(BYTES_AT_ONCE // max(bytes_of_one, 1), 64)
+    at_once = max(BYTES_AT_ONCE // max(bytes_of_one, 1), LEAST_AT_ONCE)
     return [slice(start, start + at_once) for start in range(0, max(n, 1), at_once)]
 
 
