@@ -144,12 +144,12 @@ class TrustRegionState:
 
     @property
     def largest_reliability(self) -> float:
-        """What that share may be at most, by its spread from step to step; to that is added as if of one step's 1."""
+        """What that share may be at most, by its spread from step to step, with one more step that said 1."""
         if not self.weight > 0.0:
             return 1.0
-        spread = self.reliability_squares / self.weight - (self.reliability / self.weight) ** 2
-        doubt = DOUBT * math.sqrt(max(spread, 0.0) + 1.0 / self.weight) / math.sqrt(self.weight)
-        return min(self.pooled_reliability + doubt, 1.0)
+        mean = self.reliability / self.weight
+        variance = max(self.reliability_squares / self.weight - mean**2, 0.0) + (1.0 - mean) ** 2 / self.weight
+        return min(self.pooled_reliability + DOUBT * math.sqrt(variance / self.weight), 1.0)
 
     def counting_on(self, other: "TrustRegionState") -> "TrustRegionState":
         """The same state with the counters of another."""
