@@ -390,7 +390,7 @@ def test_another_default_device(algorithm: type[Any]) -> None:
         model.learn(3 * UPDATE)
         model.get_parameters()
     finally:
-        th.set_default_device("cpu")
+        th.set_default_device(None)
     assert probability(model, 1) > 0.5
 
 
