@@ -22,8 +22,9 @@ def fit_critic(
     left the finite numbers and was undone.
     """
     optimizer, of_policy = policy.optimizer, {id(parameter) for parameter in policy.parameters()}
+    moved = [parameter for group in getattr(optimizer, "param_groups", ()) for parameter in group["params"]]
     # Also what the user has the optimiser move beside the policy: a part of the critic's elsewhere.
-    beside = [p for p in _moved(optimizer) if p.requires_grad and id(p) not in of_policy]
+    beside = [p for p in moved if p.requires_grad and id(p) not in of_policy]
     critic = [*critic_parameters(policy, actor), *beside]
     if not critic or n_passes == 0 or batch.n_samples == 0:
         return 0.0
@@ -34,7 +35,8 @@ def fit_critic(
     _enter_training_mode(policy, critic)
     orders = [th.randperm(batch.n_samples, device="cpu").to(batch.returns.device) for _ in range(n_passes)]
     mini_batches = [index for order in orders for index in th.split(order, int(batch_size))]
-    losses = [_descend(policy, critic, batch, index) for index in mini_batches]
+    cleared = [*critic, *moved]
+    losses = [_descend(policy, critic, cleared, batch, index) for index in mini_batches]
     mean_loss = float(th.stack(losses).mean())
     # Adam's second moment overflows first: infinite, it would hold the critic still for good.
     moments = [value for p in critic for value in state.get(p, {}).values() if isinstance(value, th.Tensor)]
@@ -50,23 +52,24 @@ def fit_critic(
     return mean_loss
 
 
-def _descend(policy: ActorCriticPolicy, critic: list[th.nn.Parameter], batch: Batch, index: th.Tensor) -> th.Tensor:
-    """Make one step of the optimiser, and return the loss before it."""
+def _descend(
+    policy: ActorCriticPolicy,
+    critic: list[th.nn.Parameter],
+    cleared: list[th.nn.Parameter],
+    batch: Batch,
+    index: th.Tensor,
+) -> th.Tensor:
+    """Make one step of the optimiser, without gradients from before, and return the loss before it."""
     values = policy.predict_values(take(batch.observations, index)).flatten()
     loss = F.mse_loss(values, batch.returns[index])
     if not loss.requires_grad:  # what is trainable has no part in it
         return loss
-    for parameter in (*critic, *_moved(policy.optimizer)):  # a hook of the user's may have left gradients to others
+    for parameter in cleared:  # a hook of the user's may have left gradients to others
         parameter.grad = None
     # Only these: with a shared features extractor a plain backward would move the actor.
     loss.backward(inputs=critic)  # type: ignore[no-untyped-call]
     policy.optimizer.step()
     return loss.detach()
-
-
-def _moved(optimizer: th.optim.Optimizer) -> list[th.nn.Parameter]:
-    """The parameters that an optimiser moves."""
-    return [parameter for group in getattr(optimizer, "param_groups", ()) for parameter in group["params"]]
 
 
 def _enter_training_mode(policy: ActorCriticPolicy, critic: list[th.nn.Parameter]) -> None:

@@ -5,7 +5,7 @@ for the step. Nothing is computed anew: rewards, advantages, returns and values 
 
 import copy
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,8 +99,7 @@ def in_time(buffer: RolloutBuffer, name: str) -> Any:
             array = array.cpu().numpy()
         if not buffer.generator_ready or name not in FLATTENED:
             return array
-        rest = () if name in SCALARS else array.shape[1:]
-        return array.reshape(buffer.n_envs, buffer.buffer_size, *rest).swapaxes(0, 1)
+        return _by_time(buffer, array, () if name in SCALARS else array.shape[1:])
 
     return map_arrays(in_time_on_cpu, getattr(buffer, name))
 
@@ -114,14 +113,16 @@ def observations_in_time(buffer: RolloutBuffer, seen: Any) -> list[Any]:
     forms = [stored] if _is_like(stored, seen) else []
     if type(buffer)._get_samples not in OF_STOCK or not forms:
         samples, is_in_time = samples_of(buffer)
-        shape = buffer.n_envs, buffer.buffer_size
-        forms += [map_arrays(_in_time_of(shape), samples.observations)] if is_in_time else []
+        if is_in_time:
+            forms.append(
+                map_arrays(lambda part: _by_time(buffer, part.cpu().numpy(), part.shape[1:]), samples.observations)
+            )
     return forms
 
 
-def _in_time_of(shape: tuple[int, int]) -> Callable[[th.Tensor], npt.NDArray[Any]]:
-    """Brings samples, environment by environment, to the order of time; ``shape`` is (N, T)."""
-    return lambda part: part.cpu().numpy().reshape(*shape, *part.shape[1:]).swapaxes(0, 1)
+def _by_time(buffer: RolloutBuffer, array: npt.NDArray[Any], rest: Sequence[int]) -> npt.NDArray[Any]:
+    """Samples that lie environment by environment, as (T, N, ...); ``rest`` is the shape of one."""
+    return array.reshape(buffer.n_envs, buffer.buffer_size, *rest).swapaxes(0, 1)
 
 
 def _is_like(stored: Any, seen: Any) -> bool:

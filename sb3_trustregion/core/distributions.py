@@ -6,7 +6,7 @@ distributions are measured before squashing: an invertible map changes neither t
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch as th
@@ -45,6 +45,11 @@ def check_supported(distribution: Distribution) -> None:
     if not isinstance(distribution, SUPPORTED):
         names = ", ".join(kind.__name__ for kind in SUPPORTED)
         raise ValueError(f"policy's action distribution must be one of {names}, got {type(distribution).__name__}")
+
+
+def joined(outputs: Iterable[Parameters]) -> Parameters:
+    """Distributions' parameters of several pieces, batch first."""
+    return tuple(th.cat(pieces) for pieces in zip(*outputs, strict=True))
 
 
 def dimensions(kind: Distribution, parameters: Parameters) -> int:

@@ -15,6 +15,7 @@ from sb3_trustregion.core.distributions import (
     Parameters,
     dimensions,
     distribution_parameters,
+    joined,
     kl_divergence,
     preserved_distribution,
 )
@@ -97,7 +98,7 @@ def _distributions(policy: ActorCriticPolicy, observations: Observations) -> tup
         for piece in pieces_of(observations):
             distribution = policy.get_distribution(cut(observations, piece))
             outputs.append(distribution_parameters(distribution))
-        return distribution, tuple(th.cat(pieces) for pieces in zip(*outputs, strict=True))
+        return distribution, joined(outputs)
 
 
 def adapted(weight: float, ratio: float, tolerance: float, factor: float) -> float:

@@ -9,14 +9,13 @@ points are evaluated by a functional call, so that an interrupted search leaves 
 """
 
 import math
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trustregion.core.batch import Batch, cut, map_arrays, pieces_of, take
-from sb3_trustregion.core.distributions import Observations, Parameters, dimensions, kl_divergence
+from sb3_trustregion.core.distributions import Observations, Parameters, dimensions, joined, kl_divergence
 from sb3_trustregion.core.fisher import FisherProduct
 from sb3_trustregion.core.functional import ActionHead
 from sb3_trustregion.core.improvement import Promise, batch_means
@@ -95,7 +94,7 @@ class Surrogate:
         in_order = th.argsort(th.cat(samples))
         self.log_probs = th.cat(log_probs)[in_order]
         self.batch = batch._replace(advantages=batch.advantages * weights(self.log_probs, batch.log_probs))
-        self.outputs = tuple(parameter[in_order] for parameter in _joined(outputs))
+        self.outputs = tuple(parameter[in_order] for parameter in joined(outputs))
         self.kind = self.head.kind
         self.n_dimensions = dimensions(self.kind, self.outputs)
         self.fisher_product = self._fisher(leaf, damping * self.n_dimensions, fisher_sub_sampling_factor)
@@ -122,7 +121,7 @@ class Surrogate:
             gradients += th.autograd.grad(log_prob, leaf, advantages / batch.n_samples)
             log_probs.append(log_prob.detach())
             outputs.append(tuple(parameter.detach() for parameter in output))
-        return samples, th.cat(log_probs), _joined(outputs), th.stack(gradients).sum(dim=0)
+        return samples, th.cat(log_probs), joined(outputs), th.stack(gradients).sum(dim=0)
 
     def _fisher(self, leaf: th.Tensor, damping: float, factor: int) -> FisherProduct:
         n, observations, actions = self.batch.n_samples, self.batch.observations, self.batch.actions
@@ -143,25 +142,18 @@ class Surrogate:
     @th.no_grad()
     def at(self, vector: th.Tensor) -> Evaluation:
         """The model at a trial point θ, shape (P,); NaN where the policy gives no proper distribution there."""
+        observations, actions = self.batch.observations, self.batch.actions
         try:
-            log_probs, outputs = zip(
-                *[
-                    self._forward(vector, cut(self.batch.observations, piece), self.batch.actions[piece])
-                    for piece in pieces_of(self.batch.observations)
-                ],
-                strict=True,
-            )
+            evaluated = [
+                self._forward(vector, cut(observations, piece), actions[piece]) for piece in pieces_of(observations)
+            ]
         except ValueError:  # torch.distributions refuses parameters that are not finite
             return NOWHERE
-        kl = float(kl_divergence(self.kind, self.outputs, _joined(outputs)).mean())
+        log_probs, outputs = zip(*evaluated, strict=True)
+        kl = float(kl_divergence(self.kind, self.outputs, joined(outputs)).mean())
         log_ratios = (th.cat(log_probs) - self.log_probs).double()
         gain = batch_means((self.batch.advantages * th.expm1(log_ratios)).cpu().numpy(), self.batch.blocks)
         return Evaluation(gain.mean, gain.stderr, kl, effective_share(th.exp(log_ratios)))
-
-
-def _joined(outputs: Iterable[Parameters]) -> Parameters:
-    """Distributions' parameters of all pieces, batch first."""
-    return tuple(th.cat(pieces) for pieces in zip(*outputs, strict=True))
 
 
 def weights(log_probs: th.Tensor, acted: th.Tensor | None) -> th.Tensor:
