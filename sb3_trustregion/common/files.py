@@ -97,7 +97,8 @@ def check_complete(path: File) -> set[str]:
     try:
         with reading(path), zipfile.ZipFile(file) as archive:
             attributes = set(json.loads(archive.read("data")))
-            for name in {"policy.pth", *(name for name in archive.namelist() if name.endswith(".pth"))}:
+            parts = {"policy.pth", *(["judge.pth"] if "radius_rule" in attributes else [])}
+            for name in parts.union(name for name in archive.namelist() if name.endswith(".pth")):
                 # read() as a whole compares the checksum, which reading in part does not.
                 th.load(BytesIO(archive.read(name)), map_location="cpu", weights_only=True)
     finally:

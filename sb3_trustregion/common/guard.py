@@ -142,7 +142,7 @@ def usable(values: Any) -> BoolArray:
     if isinstance(values, dict):
         parts: list[BoolArray] = [usable(part) for part in values.values()]
         return np.asarray(np.stack(parts).all(axis=0))
-    array = np.asarray(values)
+    array = np.atleast_1d(values)
     if array.dtype == np.float16:  # in which squares overflow
         array = array.astype(np.float32)
     if array.dtype.kind != "f" or float(np.vdot(array, array)) < LARGEST_USABLE**2:  # as a rule, in one pass
@@ -164,24 +164,22 @@ def replace(values: Any, faulty: BoolArray, stand_ins: Any) -> None:
 
 def is_understood(policy: ActorCriticPolicy, observations: ObsArray) -> bool:
     """
-    Whether a policy makes numbers of observations that are none, such as NaN for a missing value: whether its outputs
-    and their gradients are finite (a logit may be -inf: a mask).
+    Whether a policy makes numbers of observations that are none, such as NaN or the largest float for a missing value:
+    whether its outputs and their gradients are usable (a logit may be -inf: a mask).
     """
     policy = uncompiled(policy)
-    parts = observations.values() if isinstance(observations, dict) else (observations,)
-    if any(bool((np.isfinite(part) & (np.abs(part) >= LARGEST_USABLE)).any()) for part in parts):
-        return False  # a number, but one that no code for a missing value is
     try:
         with preserved_distribution(policy), th.enable_grad():
             tensors = policy.obs_to_tensor(observations)[0]
             outputs = (*distribution_parameters(policy.get_distribution(tensors)), policy.predict_values(tensors))
-        sound = [th.where(output.isinf(), 0.0, output).sum() for output in outputs if output.requires_grad]
+        sound = [th.where(output.isinf(), 0.0, output) for output in outputs]
+        sums = [output.sum() for output in sound if output.requires_grad]
         leaves = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-        gradients = th.autograd.grad(th.stack(sound).sum(), leaves, allow_unused=True) if sound else ()
+        gradients = th.autograd.grad(th.stack(sums).sum(), leaves, allow_unused=True) if sums else ()
     except (ValueError, RuntimeError, IndexError):  # torch.distributions refuses NaN, an embedding what is no index
         return False
-    finite = all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
-    return finite and not any(bool(output.isnan().any()) for output in outputs)
+    # NaN is not below it.
+    return all(bool((part.abs() < LARGEST_USABLE).all()) for part in (*sound, *gradients) if part is not None)
 
 
 def accept(model: OnPolicyAlgorithm) -> None:

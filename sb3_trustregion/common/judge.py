@@ -268,6 +268,8 @@ class Judge:
             self.pending = PendingStep(
                 before.changed(policy), left, baseline, promise, scale, rollout.gamma, rollout.starts_fresh
             )
+        else:
+            self._leave_unjudged("what the buffer held was not noted by collect_rollouts(), one sample a step")
 
     def shrink(self) -> None:
         """Answer a step that was invalid for its length."""

@@ -213,7 +213,9 @@ def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
         return (parts[0] if len(parts) == 1 else type(parts[0])(*map(_joined, zip(*parts, strict=True)))), False
     for name in FLATTENED:
         setattr(view, name, map_arrays(view.swap_and_flatten, in_time(buffer, name)))
-    return view._get_samples(np.arange(buffer.buffer_size * buffer.n_envs)), True
+    # Stock's takes a slice, which copies nothing, as well as indices.
+    every = slice(None) if type(buffer)._get_samples in OF_STOCK else np.arange(buffer.buffer_size * buffer.n_envs)
+    return view._get_samples(every), True  # type: ignore[arg-type]
 
 
 def _copied(value: Any) -> Any:

@@ -113,7 +113,8 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         """
         is_file = not isinstance(load_path_or_dict, dict)
         parameters = read_parameters(load_path_or_dict, get_device(device)) if is_file else load_path_or_dict
-        if is_file and hasattr(self, "judge"):  # of which files of stock PPO and TRPO know nothing
+        # Of whom files, and parameters, of stock PPO and TRPO know nothing.
+        if hasattr(self, "judge") and (is_file or {"policy", "policy.optimizer"} <= parameters.keys()):
             parameters = {"judge": self.judge.state_dict(), **parameters}
         super().set_parameters(parameters, exact_match, device)
 
@@ -162,7 +163,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()
-        return [*state_dicts, *(["judge"] if hasattr(self, "judge") else [])], tensors
+        return [*(["judge"] if hasattr(self, "judge") else []), *state_dicts], tensors
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Set the environment as in SB3; a step pending in another environment is dropped, not misjudged."""

@@ -86,8 +86,8 @@ class Recorder:
             self._note("terminal observation", screen.terminal)
         self._note("reward", screened)
         self._note("observation", bad_observations)
-        before, self._rewards = self._rewards, np.array(rewards)
-        replace(self._rewards, ~usable(rewards), before)
+        before, self._rewards = self._rewards, np.array(rewards).reshape(len(dones))
+        replace(self._rewards, ~usable(self._rewards), before)
         faulty = self.faulty_observation | (bad_observations & ~dones)
         for env_index in dones.nonzero()[0]:
             faulty[env_index] |= screen is not None and screen.terminal[env_index]
@@ -122,9 +122,10 @@ class Recorder:
 
     def _clean(self, model: OnPolicyAlgorithm, observations: Any, stand_ins: Any) -> BoolArray:
         faulty = ~usable(observations)
-        for env_index in faulty.nonzero()[0]:
-            if is_understood(model.policy, _row(observations, int(env_index))):
-                faulty[env_index] = False
+        if faulty.any() and is_understood(model.policy, map_arrays(lambda part: part[faulty], observations)):
+            faulty[:] = False
+        for env_index in faulty.nonzero()[0] if faulty.sum() > 1 else ():
+            faulty[env_index] = not is_understood(model.policy, _row(observations, int(env_index)))
         replace(observations, faulty, stand_ins)
         return faulty
 
@@ -290,7 +291,7 @@ def reward_scale(normalizer: VecNormalize | None) -> float:
     """What ``VecNormalize``, if there is one, has just divided rewards by."""
     if normalizer is None or not normalizer.norm_reward:
         return 1.0
-    return float(np.sqrt(normalizer.ret_rms.var + normalizer.epsilon))
+    return float(np.sqrt(np.mean(normalizer.ret_rms.var) + normalizer.epsilon))
 
 
 def values_of(policy: BasePolicy, observations: Observations) -> FloatArray:

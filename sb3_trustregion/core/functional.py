@@ -1,5 +1,6 @@
 """The policy as a function of its parameters: evaluated anywhere, changed nowhere."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,7 +53,8 @@ class ActionHead(PolicyFunction):
     def forward(self, observations: Observations, actions: th.Tensor) -> tuple[th.Tensor, Parameters]:
         """Log π(a|s) of n actions, shape (n,), and the parameters of their distributions."""
         with preserved_distribution(self.policy):
-            distribution = self.policy.get_distribution(observations)
+            # Of its own: who calls predict() in another thread meanwhile fills the policy's anew.
+            distribution = copy.copy(self.policy.get_distribution(observations))
             self.kind = distribution
             return distribution.log_prob(actions), distribution_parameters(distribution)
 

@@ -18,9 +18,10 @@ CASES = [
             ("terminal observation", "huge", "normalized"),
         ]
     ),
-    *((AdaptiveTRPO, quantity, "minus_huge", "plain") for quantity in QUANTITIES),
+    *((AdaptiveTRPO, quantity, "minus_huge", "normalized") for quantity in QUANTITIES),
+    (AdaptiveTRPO, "reward", "minus_huge", "plain"),
     *((AdaptiveTRPO, quantity, "inf", "normalized") for quantity in ("first observation", "observation")),
-    *((AdaptiveTRPO, "terminal observation", "nan", "plain"),),
+    *((AdaptiveTRPO, "terminal observation", value, "plain") for value in ("nan", "inf")),
     *((algorithm, "terminal observation", "huge", "normalized") for algorithm in (AdaptivePPO, PenaltyPPO)),
     (AdaptivePPO, "observation", "inf", "plain"),
 ]
@@ -35,6 +36,21 @@ def test_the_step_is_left_out(algorithm: type, quantity: str, value: str, wrappe
     # An observation spoils the transition that led to it and the one that starts from it; three episodes end.
     expected = {"reward": 1, "observation": 2, "first observation": 1, "terminal observation": 3}
     assert model.n_faulty_steps == expected[quantity]
+    assert_finite(model, largest=1e6)
+    assert score(model) > -0.45
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("algorithm", "quantity"),
+    [*((AdaptiveTRPO, quantity) for quantity in QUANTITIES[1:]), (AdaptivePPO, "observation")],
+)
+def test_what_the_policy_makes_numbers_of_is_data(algorithm: type, quantity: str) -> None:
+    """Of -1e30 units that saturate make one, with gradients of zero."""
+    steps = range(100, 120) if quantity == "terminal observation" else range(100, 101)
+    env = one_of_three(quantity, BAD_VALUES["minus_huge"], steps, "plain")
+    model = make_model(algorithm, env, n_steps=N_STEPS).learn(N_UPDATES * N_STEPS * N_ENVS)
+    assert model.n_faulty_steps == 0
     assert_finite(model, largest=1e6)
     assert score(model) > -0.45
 
