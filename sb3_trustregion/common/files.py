@@ -97,7 +97,9 @@ def check_complete(path: File) -> set[str]:
     try:
         with reading(path), zipfile.ZipFile(file) as archive:
             attributes = set(json.loads(archive.read("data")))
-            parts = {"policy.pth", *(["judge.pth"] if "radius_rule" in attributes else [])}
+            # A subclass that says itself what is saved may keep the judge among the attributes.
+            is_judged = "radius_rule" in attributes and "judge" not in attributes
+            parts = {"policy.pth", *(["judge.pth"] if is_judged else [])}
             for name in parts.union(name for name in archive.namelist() if name.endswith(".pth")):
                 # read() as a whole compares the checksum, which reading in part does not.
                 th.load(BytesIO(archive.read(name)), map_location="cpu", weights_only=True)

@@ -113,8 +113,8 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         """
         is_file = not isinstance(load_path_or_dict, dict)
         parameters = read_parameters(load_path_or_dict, get_device(device)) if is_file else load_path_or_dict
-        # Of whom files, and parameters, of stock PPO and TRPO know nothing.
-        if hasattr(self, "judge") and (is_file or {"policy", "policy.optimizer"} <= parameters.keys()):
+        is_judged = "judge" in self._get_torch_save_params()[0]
+        if is_judged and (is_file or {"policy", "policy.optimizer"} <= parameters.keys()):  # as they are of stock
             parameters = {"judge": self.judge.state_dict(), **parameters}
         super().set_parameters(parameters, exact_match, device)
 
