@@ -3,18 +3,21 @@ Bad data stops here: rewards and observations that are not finite reach neither 
 
 The recorder looks at every step that SB3's ``collect_rollouts`` takes and puts stand-ins in place of what is faulty:
 what the environment showed last. A single NaN would spoil the statistics of ``VecNormalize`` for good, and its clipping
-makes an ordinary number of infinity: where there is one, a screen beneath it looks at the raw values first.
+makes an ordinary number of infinity: where there is one, a screen beneath it looks at the raw values first. A NaN beside
+known values goes through to the policy, which may know what it stands for, and past the statistics.
 """
 
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecCheckNan, VecEnv, VecNormalize, unwrap_vec_normalize, unwrap_vec_wrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
@@ -56,12 +59,20 @@ class Screen:
         }
         self._reset, self._step_wait = self.venv.reset, self.venv.step_wait
         vars(self.venv).update({"reset": self.reset, "step_wait": self.step_wait})
+        statistics = getattr(self.normalizer, "obs_rms", None)
+        self._statistics = list(statistics.values()) if isinstance(statistics, dict) else [statistics]
+        for each in self._statistics:
+            if type(each) is RunningMeanStd:
+                vars(each)["update"] = partial(update_of_known, each)
 
     def take_out(self) -> None:
         """Leave the environment as it was, and its statistics as the user wants them."""
         for name in ("reset", "step_wait"):
             vars(self.venv).pop(name, None)
         vars(self.venv).update(self._own)
+        for each in self._statistics:
+            if type(each) is RunningMeanStd:
+                vars(each).pop("update", None)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -102,11 +113,17 @@ class Screen:
         return observations
 
     def _sound(self, observations: Any, n: int) -> BoolArray:
-        """Whether what goes into statistics is usable, shape (n,). Of what does not, the policy may understand NaNs."""
+        """
+        Whether what goes into statistics is usable, shape (n,). Of what does not, and of NaN beside known values, the
+        policy may make something.
+        """
+        normalized = observations
         if isinstance(observations, dict):
-            observations = {key: observations[key] for key in self.normalizer.norm_obs_keys or ()}
-        seen = self.normalizer.norm_obs and len(observations) > 0
-        return usable(observations) if seen else np.ones(n, dtype=bool)
+            normalized = {key: observations[key] for key in self.normalizer.norm_obs_keys or ()}
+        if not self.normalizer.norm_obs or len(normalized) == 0:
+            return np.ones(n, dtype=bool)
+        sound = usable(normalized)
+        return sound if sound.all() else sound | is_incomplete(observations)
 
     def _end_is_sound(self, info: dict[str, Any]) -> bool:
         terminal = info.get("terminal_observation")
@@ -149,6 +166,27 @@ def usable(values: Any) -> BoolArray:
         return np.ones(len(array), dtype=bool)
     result: BoolArray = (np.abs(array.reshape(len(array), -1)) < LARGEST_USABLE).all(axis=1)
     return result
+
+
+def is_incomplete(observations: Any) -> BoolArray:
+    """(N, ...) or a dict of those to shape (N,): whether some numbers of an environment are NaN, the others usable."""
+    parts = observations.values() if isinstance(observations, dict) else (observations,)
+    numbers = np.concatenate([np.reshape(part, (len(part), -1)).astype(np.float64) for part in parts], axis=1)
+    missing = np.isnan(numbers)
+    return np.asarray((missing | (np.abs(numbers) < LARGEST_USABLE)).all(axis=1) & ~missing.all(axis=1))
+
+
+def update_of_known(statistics: RunningMeanStd, values: Any) -> None:
+    """Update statistics by what is known: for NaN the same feature of others stands in, or else its mean."""
+    if np.isnan(values).any():
+        values = np.array(values, dtype=np.float64)
+        for index in zip(*np.isnan(values).any(axis=0).nonzero(), strict=True):
+            feature = values[(slice(None), *index)]
+            known = feature[~np.isnan(feature)]
+            feature[np.isnan(feature)] = (
+                np.resize(known, np.isnan(feature).sum()) if len(known) else statistics.mean[index]
+            )
+    RunningMeanStd.update(statistics, values)
 
 
 def replace(values: Any, faulty: BoolArray, stand_ins: Any) -> None:

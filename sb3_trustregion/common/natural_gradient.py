@@ -141,9 +141,14 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
 
 @th.no_grad()
 def start_less_noisy(policy: ActorCriticPolicy) -> None:
-    """Set the initial log σ of a plain Gaussian policy that has been left at SB3's 0, and is not to stay there."""
-    log_std = getattr(policy, "log_std", None)
+    """
+    Set the initial log σ of a plain Gaussian policy, used as SB3 uses it, that has been left at SB3's 0, and is not to
+    stay there.
+    """
+    log_std, way = getattr(policy, "log_std", None), "_get_action_dist_from_latent"
     if log_std is None or type(policy.action_dist) is not DiagGaussianDistribution:
+        return
+    if getattr(type(policy), way) is not getattr(ActorCriticPolicy, way):
         return
     if log_std.requires_grad and not log_std.any():
         log_std.fill_(LOG_STD_INIT)

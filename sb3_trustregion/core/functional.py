@@ -84,7 +84,8 @@ def unfold(policy: ActorCriticPolicy) -> None:
             modes = {part: part.training for part in module.modules()}
             module.train(True)
             for part, mode in modes.items():
-                if not has_ways_of_training(part):
+                # What folds itself counts on its flag; what looks at it while it acts, as for dropout, is to act.
+                if not (has_ways_of_training(part) and any(not p.requires_grad for p in part.parameters(False))):
                     part.training = mode
 
 

@@ -13,6 +13,8 @@ CURVATURE_FLOOR = 1e-2
 # x is solved to be short by the states of the sub-sample: over all states it goes 0 to 25 % further (KL of the first
 # trial point over the radius on Hopper, HalfCheetah and CartPole), which would cost nearly every step a second trial.
 SUB_SAMPLED_SHARE = 0.8
+# A policy is random where its KL to itself, which should be zero, is at least such a share of the radius.
+RANDOM_SHARE = 0.01
 VANISHING = "the gradient vanishes or is not finite"
 
 
@@ -26,17 +28,17 @@ def vanishes(solution: CGSolution) -> bool:
     return not bool(th.isfinite(solution.x).all()) or not float(solution.damped_curvature) > 0.0
 
 
-def step_size(solution: CGSolution, surrogate: Surrogate, radius: float) -> float:
+def step_size(solution: CGSolution, surrogate: Surrogate, radius: float, shortest: float = 0.0) -> float:
     """
     How far along x the quadratic model of the KL reaches the radius: α = √(2δ/xᵀFx) (Schulman et al. 2015, appendix C).
 
-    With a Fisher matrix over less than half of the states only ``SUB_SAMPLED_SHARE`` of δ is aimed at. NaN where the
-    curvature is not usable.
+    With a Fisher matrix over less than half of the states only ``SUB_SAMPLED_SHARE`` of δ is aimed at, and also where
+    the last trial point, ``shortest`` of the first, would be further. NaN where the curvature is not usable.
     """
     damped = float(solution.damped_curvature)
     damping = surrogate.fisher_product.damping * float(solution.x.dot(solution.x))
     curvature = max(damped - damping, CURVATURE_FLOOR * damped)
-    if 2 * surrogate.fisher_product.n_states <= surrogate.batch.n_samples:
+    if shortest**2 > SUB_SAMPLED_SHARE or 2 * surrogate.fisher_product.n_states <= surrogate.batch.n_samples:
         radius *= SUB_SAMPLED_SHARE
     if not math.isfinite(curvature) or curvature <= 0.0:
         return math.nan
@@ -66,7 +68,7 @@ def backtrack(
     """
     if vanishes(solution):
         return invalid_step(surrogate, VANISHING)
-    alpha = step_size(solution, surrogate, radius)
+    alpha = step_size(solution, surrogate, radius, shrinking_factor ** (max_iter - 1))
     if not alpha > 0.0:
         return invalid_step(surrogate, "the curvature is not finite")
     slope = float(surrogate.gradient.dot(solution.x))
@@ -76,7 +78,9 @@ def backtrack(
         if evaluation.is_finite and evaluation.kl <= radius and evaluation.gain > 0.0:
             return Step(StepStatus.ACCEPTED, parameters, evaluation, alpha * slope, trial)
         alpha *= shrinking_factor
-    return invalid_step(surrogate, "the line search found no improvement within the radius", max_iter, True)
+    # Of a policy that is random in evaluation too, with a KL to itself, no smaller radius makes an improvement.
+    is_random = surrogate.at(surrogate.origin).kl > RANDOM_SHARE * radius
+    return invalid_step(surrogate, "the line search found no improvement within the radius", max_iter, not is_random)
 
 
 def reliability(surrogate: Surrogate, solution: CGSolution, noise_solution: CGSolution) -> float:

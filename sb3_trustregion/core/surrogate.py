@@ -152,7 +152,9 @@ class Surrogate:
         log_probs, outputs = zip(*evaluated, strict=True)
         kl = float(kl_divergence(self.kind, self.outputs, joined(outputs)).mean())
         log_ratios = (th.cat(log_probs) - self.log_probs).double()
-        gain = batch_means((self.batch.advantages * th.expm1(log_ratios)).cpu().numpy(), self.batch.blocks)
+        # What counts for nothing, as an action that nobody would take, is not to become 0·∞.
+        gains = th.where(self.batch.advantages == 0.0, 0.0, self.batch.advantages * th.expm1(log_ratios))
+        gain = batch_means(gains.cpu().numpy(), self.batch.blocks)
         return Evaluation(gain.mean, gain.stderr, kl, effective_share(th.exp(log_ratios)))
 
 

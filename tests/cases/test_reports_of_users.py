@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from sb3_contrib import TRPO
 from stable_baselines3 import PPO
 from stable_baselines3.common import on_policy_algorithm
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 
@@ -77,6 +79,139 @@ def test_a_huge_number_may_stand_for_nothing(algorithm: type[Any], nothing: floa
         model = bandit_model(algorithm, env, policy_kwargs=policy_kwargs).learn(10 * UPDATE)
     assert model.n_faulty_steps == 0
     assert probability(model, 1) > 0.7
+
+
+class HalfBlind(Bandit):
+    """
+    A sensor that is dead, beside one that is not.
+
+    :param share: of the steps that it is dead in
+    """
+
+    def __init__(self, share: float = 1.0) -> None:
+        super().__init__(0.0, 1.0)
+        self.every, self.n_seen = round(1.0 / share), 0
+
+    def step(self, action: Any) -> Any:
+        _, *rest = super().step(action)
+        self.n_seen += 1
+        dead = self.n_seen % self.every == 0
+        return np.array([np.nan if dead else 1.0, 5.0 + self.n_steps], dtype=np.float32), *rest
+
+
+class Filling(FlattenExtractor):
+    """Takes zero for what is missing."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return super().forward(observations.nan_to_num())
+
+
+@each_algorithm
+@pytest.mark.parametrize("share", [1.0, 0.1])
+def test_a_dead_sensor_beneath_normalisation(algorithm: type[Any], share: float) -> None:
+    env = VecNormalize(make_vec_env(lambda: HalfBlind(share), n_envs=10, seed=0), norm_reward=False)
+    policy_kwargs = {"net_arch": [8], "features_extractor_class": Filling}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = bandit_model(algorithm, env, policy_kwargs=policy_kwargs).learn(10 * UPDATE)
+    assert model.n_faulty_steps == 0
+    assert np.isfinite(env.obs_rms.mean).all()
+    assert env.obs_rms.mean[1] == pytest.approx(9.5, abs=1.0)  # what is known of the other goes on
+    assert "update" not in vars(env.obs_rms)
+    assert probability(model, 1) > 0.7
+
+
+# Layers
+
+
+class KeepsItsBackbone(FlattenExtractor):
+    """Overrides ``train`` for a part of it, and looks at its own flag for another."""
+
+    def __init__(self, observation_space: Any) -> None:
+        super().__init__(observation_space)
+        self.backbone = th.nn.Sequential(
+            th.nn.Linear(self.features_dim, self.features_dim), th.nn.BatchNorm1d(self.features_dim)
+        )
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        features = self.backbone(super().forward(observations))
+        return th.nn.functional.dropout(features, 0.5, self.training)
+
+
+@each_algorithm
+def test_a_layer_that_looks_at_its_own_flag_is_as_it_acts(algorithm: type[Any]) -> None:
+    model = make_model(algorithm, policy_kwargs={"net_arch": [8], "features_extractor_class": KeepsItsBackbone})
+    updates = train(model, n_updates=6)
+    assert all(update.logged["train/step_status"] == 1 for update in updates)
+    if hasattr(model, "judge"):
+        assert model.judge.state.n_judged == 5
+
+
+class Sampling(FlattenExtractor):
+    """Draws its features, in evaluation too."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        features = super().forward(observations)
+        return features + 3.0 * th.randn_like(features)
+
+
+@pytest.mark.filterwarnings("ignore:.*updates without a policy step")
+def test_a_policy_that_is_always_random_keeps_its_radius() -> None:
+    """No radius makes its KL to itself zero."""
+    model = make_model(AdaptiveTRPO, policy_kwargs={"net_arch": [8], "features_extractor_class": Sampling})
+    updates = train(model, n_updates=8)
+    assert any(update.logged["train/step_status"] == -1 for update in updates)
+    assert model.judge.state.radius > 1e-3
+
+
+@pytest.mark.parametrize("arguments", [{"line_search_max_iter": 1}, {"line_search_shrinking_factor": 0.99}])
+def test_few_trial_points_reach_into_the_radius(arguments: dict[str, Any]) -> None:
+    model = make_model(AdaptiveTRPO, **{"line_search_max_iter": 2, **arguments})
+    updates = train(model, n_updates=8)
+    assert sum(update.logged["train/step_status"] == 1 for update in updates) >= 7
+
+
+class Bounded(ActorCriticPolicy):
+    """Keeps log σ within bounds."""
+
+    def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> Any:
+        log_std = -2.0 + 2.0 * th.tanh(self.log_std)
+        return self.action_dist.proba_distribution(self.action_net(latent_pi), log_std)
+
+
+def test_who_makes_sigma_of_log_std_otherwise_starts_as_with_stock() -> None:
+    assert not make_model(AdaptiveTRPO, policy=Bounded).policy.log_std.any()
+    assert make_model(AdaptiveTRPO).policy.log_std.any()
+
+
+# Actions
+
+
+class OfBytes(HalfBlind):
+    """Actions are bytes: below zero they are stored as others."""
+
+    def __init__(self) -> None:
+        super().__init__(1e-6)
+        self.action_space = spaces.Box(0, 255, (2,), np.uint8)
+
+    def step(self, action: Any) -> Any:
+        observation, _, *rest = super().step(0)
+        return observation, -float(np.abs(np.asarray(action, dtype=float) - 1.0).sum()), *rest
+
+
+@each_algorithm
+def test_actions_of_bytes(algorithm: type[Any]) -> None:
+    """What nobody would have taken counts for nothing, and spoils nothing."""
+    model = bandit_model(algorithm, make_vec_env(OfBytes, n_envs=10, seed=0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", category=UserWarning)
+        model.learn(5 * UPDATE)
+    assert model.n_invalid == 0
 
 
 # Rewards

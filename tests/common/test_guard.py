@@ -223,7 +223,7 @@ def test_a_screen_lets_sound_data_through_and_is_gone_afterwards() -> None:
 
 
 def test_a_step_that_brought_nothing_sound_leaves_the_statistics_alone() -> None:
-    spoils = [(5, "observation", math.nan)]
+    spoils = [(5, "observation", math.inf)]
     env = VecNormalize(DummyVecEnv([_alone(spoils)]))
     with screened(env):
         env.reset()

@@ -231,7 +231,7 @@ def test_line_search_that_never_succeeds(monkeypatch: pytest.MonkeyPatch, gain: 
     model = make_model(AdaptiveTRPO, DummyVecEnv([healthy()] * 2), radius_bounds=(1e-3, 1.0))
     start, critic = actor_of(model), state_of(model.policy.value_net)
     with monkeypatch.context() as patch:
-        patch.setattr(Surrogate, "at", lambda self, vector: Evaluation(gain, 0.0, 1e-4, 1.0))
+        patch.setattr(Surrogate, "at", lambda self, to: Evaluation(gain, 0.0, 1e-4 * (not to.equal(self.origin)), 1.0))
         with pytest.warns(UserWarning, match="without a policy step in a row, now because the line search found no"):
             updates = train(model, 15)
     assert_same(actor_of(model), start)
