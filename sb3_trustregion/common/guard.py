@@ -3,8 +3,8 @@ Bad data stops here: rewards and observations that are not finite reach neither 
 
 The recorder looks at every step that SB3's ``collect_rollouts`` takes and puts stand-ins in place of what is faulty:
 what the environment showed last. A single NaN would spoil the statistics of ``VecNormalize`` for good, and its clipping
-makes an ordinary number of infinity: where there is one, a screen beneath it looks at the raw values first. A NaN beside
-known values goes through to the policy, which may know what it stands for, and past the statistics.
+makes an ordinary number of infinity: where there is one, a screen beneath it looks at the raw values first. A NaN
+beside known values goes through to the policy, which may know what it stands for, and past the statistics.
 """
 
 import warnings
