@@ -8,7 +8,7 @@ beside known values goes through to the policy, which may know what it stands fo
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -49,6 +49,7 @@ class Screen:
         self.reward = np.zeros(self.num_envs, dtype=bool)
         self.terminal = np.zeros(self.num_envs, dtype=bool)
         self._stands_still = False
+        self._overlaid: list[RunningMeanStd] = []
         self.put_in()
 
     def put_in(self) -> None:
@@ -59,25 +60,32 @@ class Screen:
         }
         self._reset, self._step_wait = self.venv.reset, self.venv.step_wait
         vars(self.venv).update({"reset": self.reset, "step_wait": self.step_wait})
-        statistics = getattr(self.normalizer, "obs_rms", None)
-        self._statistics = list(statistics.values()) if isinstance(statistics, dict) else [statistics]
-        for each in self._statistics:
-            if type(each) is RunningMeanStd:
-                vars(each)["update"] = partial(update_of_known, each)
 
     def take_out(self) -> None:
         """Leave the environment as it was, and its statistics as the user wants them."""
         for name in ("reset", "step_wait"):
             vars(self.venv).pop(name, None)
         vars(self.venv).update(self._own)
-        for each in self._statistics:
-            if type(each) is RunningMeanStd:
-                vars(each).pop("update", None)
         self._go_on()
 
     def _go_on(self) -> None:
         if self._stands_still:
             self.normalizer.training, self._stands_still = True, False
+        for statistics in self._overlaid:
+            for name in BY_KNOWN:
+                if isinstance(vars(statistics).get(name), UpdateByKnown):
+                    del vars(statistics)[name]
+        self._overlaid = []
+
+    def _look_past_nan(self) -> None:
+        """Have statistics go by what is known until the next step; a user's own, which may know NaN, are let alone."""
+        statistics = getattr(self.normalizer, "obs_rms", None)
+        several = statistics.values() if isinstance(statistics, dict) else (statistics,)
+        self._overlaid = [each for each in several if isinstance(each, RunningMeanStd)]
+        for each in self._overlaid:
+            for name, function in BY_KNOWN.items():
+                if name not in vars(each) and getattr(type(each), name) is getattr(RunningMeanStd, name):
+                    vars(each)[name] = UpdateByKnown(function, each)
 
     def reset(self) -> VecEnvObs:
         """Reset the environments, and return finite observations."""
@@ -86,10 +94,12 @@ class Screen:
     def step_wait(self) -> VecEnvStepReturn:
         """Step the environments, and return finite values."""
         observations, rewards, dones, infos = self._step_wait()
+        if np.shape(rewards) == ():
+            rewards = np.reshape(rewards, self.num_envs)
         if self.normalizer.norm_reward:
             self.reward = ~usable(rewards)
             last_rewards = self.normalizer.old_reward
-            replace(rewards, self.reward, last_rewards if len(last_rewards) == self.num_envs else None)
+            replace(rewards, self.reward, last_rewards if np.shape(last_rewards) == np.shape(rewards) else None)
         self.terminal = np.array(
             [bool(done) and not self._end_is_sound(infos[index]) for index, done in enumerate(dones)]
         )
@@ -123,7 +133,12 @@ class Screen:
         if not self.normalizer.norm_obs or len(normalized) == 0:
             return np.ones(n, dtype=bool)
         sound = usable(normalized)
-        return sound if sound.all() else sound | is_incomplete(observations)
+        if sound.all():
+            return sound
+        incomplete = is_incomplete(normalized, len(normalized) < len(observations))
+        if incomplete.any():
+            self._look_past_nan()
+        return sound | incomplete
 
     def _end_is_sound(self, info: dict[str, Any]) -> bool:
         terminal = info.get("terminal_observation")
@@ -168,25 +183,40 @@ def usable(values: Any) -> BoolArray:
     return result
 
 
-def is_incomplete(observations: Any) -> BoolArray:
-    """(N, ...) or a dict of those to shape (N,): whether some numbers of an environment are NaN, the others usable."""
+def is_incomplete(observations: Any, is_more_known: bool) -> BoolArray:
+    """
+    (N, ...) or a dict of those to shape (N,): whether some numbers of an environment are NaN, the others usable.
+
+    :param is_more_known: whether there is anything beside those
+    """
     parts = observations.values() if isinstance(observations, dict) else (observations,)
     numbers = np.concatenate([np.reshape(part, (len(part), -1)).astype(np.float64) for part in parts], axis=1)
     missing = np.isnan(numbers)
-    return np.asarray((missing | (np.abs(numbers) < LARGEST_USABLE)).all(axis=1) & ~missing.all(axis=1))
+    usable_else = (missing | (np.abs(numbers) < LARGEST_USABLE)).all(axis=1)
+    return np.asarray(usable_else & (is_more_known | ~missing.all(axis=1)))
 
 
-def update_of_known(statistics: RunningMeanStd, values: Any) -> None:
-    """Update statistics by what is known: for NaN the same feature of others stands in, or else its mean."""
-    if np.isnan(values).any():
-        values = np.array(values, dtype=np.float64)
-        for index in zip(*np.isnan(values).any(axis=0).nonzero(), strict=True):
-            feature = values[(slice(None), *index)]
-            known = feature[~np.isnan(feature)]
-            feature[np.isnan(feature)] = (
-                np.resize(known, np.isnan(feature).sum()) if len(known) else statistics.mean[index]
-            )
-    RunningMeanStd.update(statistics, values)
+class UpdateByKnown(partial[None]):
+    """A way of ``RunningMeanStd`` to be updated, overlaid by one that goes by what is known."""
+
+
+def update_by_known(statistics: RunningMeanStd, values: Any) -> None:
+    """``RunningMeanStd.update``, without NaN."""
+    known = ~np.isnan(values)
+    n_known = known.sum(axis=0)
+    mean = np.where(known, values, 0.0).sum(axis=0) / np.maximum(n_known, 1)
+    var = np.where(known, (values - mean) ** 2, 0.0).sum(axis=0) / np.maximum(n_known, 1)
+    statistics.update_from_moments(np.where(n_known > 0, mean, np.nan), var, len(values))
+
+
+def update_from_known(statistics: RunningMeanStd, mean: Any, var: Any, count: float) -> None:
+    """``RunningMeanStd.update_from_moments``: a feature of which nothing is known stays as it is."""
+    unknown = np.isnan(mean)
+    mean, var = np.where(unknown, statistics.mean, mean), np.where(unknown, statistics.var, var)
+    RunningMeanStd.update_from_moments(statistics, mean, var, count)
+
+
+BY_KNOWN: dict[str, Callable[..., None]] = {"update": update_by_known, "update_from_moments": update_from_known}
 
 
 def replace(values: Any, faulty: BoolArray, stand_ins: Any) -> None:

@@ -148,7 +148,7 @@ def start_less_noisy(policy: ActorCriticPolicy) -> None:
     log_std, way = getattr(policy, "log_std", None), "_get_action_dist_from_latent"
     if log_std is None or type(policy.action_dist) is not DiagGaussianDistribution:
         return
-    if getattr(type(policy), way) is not getattr(ActorCriticPolicy, way):
+    if getattr(type(policy), way, None) is not getattr(ActorCriticPolicy, way):
         return
     if log_std.requires_grad and not log_std.any():
         log_std.fill_(LOG_STD_INIT)
