@@ -135,10 +135,8 @@ class Screen:
         sound = usable(normalized)
         if sound.all():
             return sound
-        incomplete = is_incomplete(normalized, len(normalized) < len(observations))
-        if incomplete.any():
-            self._look_past_nan()
-        return sound | incomplete
+        self._look_past_nan()  # of what stands in, too
+        return sound | is_incomplete(normalized, len(normalized) < len(observations))
 
     def _end_is_sound(self, info: dict[str, Any]) -> bool:
         terminal = info.get("terminal_observation")
@@ -185,7 +183,7 @@ def usable(values: Any) -> BoolArray:
 
 def is_incomplete(observations: Any, is_more_known: bool) -> BoolArray:
     """
-    (N, ...) or a dict of those to shape (N,): whether some numbers of an environment are NaN, the others usable.
+    (N, ...) or a dict of those to shape (N,): whether numbers of an environment are usable but for NaN among them.
 
     :param is_more_known: whether there is anything beside those
     """
@@ -203,6 +201,8 @@ class UpdateByKnown(partial[None]):
 def update_by_known(statistics: RunningMeanStd, values: Any) -> None:
     """``RunningMeanStd.update``, without NaN."""
     known = ~np.isnan(values)
+    if known.all():
+        return RunningMeanStd.update(statistics, values)
     n_known = known.sum(axis=0)
     mean = np.where(known, values, 0.0).sum(axis=0) / np.maximum(n_known, 1)
     var = np.where(known, (values - mean) ** 2, 0.0).sum(axis=0) / np.maximum(n_known, 1)

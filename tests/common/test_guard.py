@@ -234,6 +234,27 @@ def test_a_step_that_brought_nothing_sound_leaves_the_statistics_alone() -> None
     assert env.training
 
 
+def test_what_stands_in_may_lack_a_number_too() -> None:
+    """One environment's sensor is dead, later all of its numbers are infinite for a step."""
+    spoils = [(step, "observation", math.nan) for step in range(20)]
+    env = VecNormalize(DummyVecEnv([_alone(spoils), _alone([])]))
+    beneath, step_wait = env.venv, env.venv.step_wait
+
+    def with_infinity() -> Any:
+        observations, *rest = step_wait()
+        if env.obs_rms.count > 10:  # type: ignore[union-attr]
+            observations[0, 1] = math.inf
+        return observations, *rest
+
+    vars(beneath)["step_wait"] = with_infinity
+    with screened(env):
+        env.reset()
+        for _ in range(10):
+            env.step(np.zeros((2, 2)))
+    assert np.isfinite(env.obs_rms.mean).all()  # type: ignore[union-attr]
+    assert not {"update", "update_from_moments"} & vars(env.obs_rms).keys()
+
+
 def _alone(spoils: list[tuple[int, str, float]]) -> Callable[[], gym.Env[Any, Any]]:
     def maker() -> gym.Env[Any, Any]:
         env = Spoiling(episode_length=100, termination=0.0)
