@@ -35,7 +35,7 @@ def test_defaults_share_the_environment(name: str) -> None:
     resolved = resolve(VARIANTS[name], "CartPole-v1", 1, {"n_envs": 3, "normalize": False})
     assert resolved is not None
     # Where an entry says how many environments, its steps are of so many.
-    of_each: dict[str, int | None] = {"npg": 128, "adaptive_trpo": 128, "adaptive_ppo": 128}
+    of_each: dict[str, int | None] = {"npg": 256, "adaptive_trpo": 128, "adaptive_ppo": 128}
     of_each["trpo"] = 128 if name == "trpo-our_settings" else None
     assert resolved.get("n_steps") == of_each.get(VARIANTS[name].algorithm)
     assert resolved["n_envs"] == (8 if "n_steps" in resolved else 3)
