@@ -5,8 +5,15 @@ from typing import Any
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from torch import nn
+
+
+class Reading(FlattenExtractor):
+    """Takes NaN for a missing value."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return super().forward(th.nan_to_num(observations))
 
 
 class OddlyNamedExtractor(nn.Module):

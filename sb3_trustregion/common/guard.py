@@ -49,7 +49,7 @@ class Screen:
         self.reward = np.zeros(self.num_envs, dtype=bool)
         self.terminal = np.zeros(self.num_envs, dtype=bool)
         self._stands_still = False
-        self._overlaid: list[RunningMeanStd] = []
+        self._overlaid: list[tuple[RunningMeanStd, str]] = []
         self.put_in()
 
     def put_in(self) -> None:
@@ -71,21 +71,19 @@ class Screen:
     def _go_on(self) -> None:
         if self._stands_still:
             self.normalizer.training, self._stands_still = True, False
-        for statistics in self._overlaid:
-            for name in BY_KNOWN:
-                if isinstance(vars(statistics).get(name), UpdateByKnown):
-                    del vars(statistics)[name]
+        for statistics, name in self._overlaid:
+            vars(statistics).pop(name, None)
         self._overlaid = []
 
     def _look_past_nan(self) -> None:
         """Have statistics go by what is known until the next step; a user's own, which may know NaN, are let alone."""
         statistics = getattr(self.normalizer, "obs_rms", None)
         several = statistics.values() if isinstance(statistics, dict) else (statistics,)
-        self._overlaid = [each for each in several if isinstance(each, RunningMeanStd)]
-        for each in self._overlaid:
+        for each in (each for each in several if isinstance(each, RunningMeanStd)):
             for name, function in BY_KNOWN.items():
                 if name not in vars(each) and getattr(type(each), name) is getattr(RunningMeanStd, name):
-                    vars(each)[name] = UpdateByKnown(function, each)
+                    vars(each)[name] = partial(function, each)
+                    self._overlaid.append((each, name))
 
     def reset(self) -> VecEnvObs:
         """Reset the environments, and return finite observations."""
@@ -172,7 +170,7 @@ def usable(values: Any) -> BoolArray:
     if isinstance(values, dict):
         parts: list[BoolArray] = [usable(part) for part in values.values()]
         return np.asarray(np.stack(parts).all(axis=0))
-    array = np.atleast_1d(values)
+    array = np.asarray(values)
     if array.dtype == np.float16:  # in which squares overflow
         array = array.astype(np.float32)
     if array.dtype.kind != "f" or float(np.vdot(array, array)) < LARGEST_USABLE**2:  # as a rule, in one pass
@@ -192,10 +190,6 @@ def is_incomplete(observations: Any, is_more_known: bool) -> BoolArray:
     missing = np.isnan(numbers)
     usable_else = (missing | (np.abs(numbers) < LARGEST_USABLE)).all(axis=1)
     return np.asarray(usable_else & (is_more_known | ~missing.all(axis=1)))
-
-
-class UpdateByKnown(partial[None]):
-    """A way of ``RunningMeanStd`` to be updated, overlaid by one that goes by what is known."""
 
 
 def update_by_known(statistics: RunningMeanStd, values: Any) -> None:

@@ -14,7 +14,7 @@ from sb3_trustregion.common.critic import fit_critic, follow_the_data
 from sb3_trustregion.common.guard import accept, refuse
 from sb3_trustregion.common.judge import Verdict
 from sb3_trustregion.common.learning_data import Rollout, make_batch
-from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, find_actor
+from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, find_actor, is_stock_way
 from sb3_trustregion.common.update_log import log_update, of_policy
 from sb3_trustregion.common.validation import check_integer, check_number, settle
 from sb3_trustregion.core.batch import Batch
@@ -141,15 +141,11 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
 
 @th.no_grad()
 def start_less_noisy(policy: ActorCriticPolicy) -> None:
-    """
-    Set the initial log σ of a plain Gaussian policy, used as SB3 uses it, that has been left at SB3's 0, and is not to
-    stay there.
-    """
-    log_std, way = getattr(policy, "log_std", None), "_get_action_dist_from_latent"
+    """Set the initial log σ of a plain Gaussian policy that has been left at SB3's 0, and is not to stay there."""
+    log_std = getattr(policy, "log_std", None)
     if log_std is None or type(policy.action_dist) is not DiagGaussianDistribution:
         return
-    if getattr(type(policy), way, None) is not getattr(ActorCriticPolicy, way):
-        return
-    if log_std.requires_grad and not log_std.any():
+    is_used = is_stock_way(policy, "_get_action_dist_from_latent")
+    if is_used and log_std.requires_grad and not log_std.any():
         log_std.fill_(LOG_STD_INIT)
         policy.log_std_init = LOG_STD_INIT

@@ -229,13 +229,18 @@ def find_actor(policy: ActorCriticPolicy, batch: Batch) -> ParameterVector:
     return actor_parameters(uncompiled(policy), batch.observations)
 
 
+def is_stock_way(policy: ActorCriticPolicy, way: str) -> bool:
+    """Whether a method of a policy, by its name, is SB3's."""
+    return bool(getattr(policy, way, None) == getattr(ActorCriticPolicy, way).__get__(policy))
+
+
 def tells_what_acts(policy: ActorCriticPolicy, batch: Batch) -> bool:
     """
     Whether ``get_distribution`` gives the distribution that ``evaluate_actions`` evaluates, which is all that PPO uses.
     """
     policy, few = uncompiled(policy), batch.select(th.arange(min(batch.n_samples, FEW), device="cpu"))
     ways = "evaluate_actions", "get_distribution"
-    if all(getattr(policy, way) == getattr(ActorCriticPolicy, way).__get__(policy) for way in ways):
+    if all(is_stock_way(policy, way) for way in ways):
         return True
     with preserved_distribution(policy), th.random.fork_rng(devices=[]), th.enable_grad():
         random_state = th.get_rng_state()

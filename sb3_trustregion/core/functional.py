@@ -85,13 +85,19 @@ def unfold(policy: ActorCriticPolicy) -> None:
             module.train(True)
             for part, mode in modes.items():
                 # What folds itself counts on its flag; what looks at it while it acts, as for dropout, is to act.
-                if not (has_ways_of_training(part) and any(not p.requires_grad for p in part.parameters(False))):
+                if not folded_in(part):
                     part.training = mode
 
 
 def has_ways_of_training(module: nn.Module) -> bool:
     """Whether a module overrides ``train``."""
     return type(module).train is not nn.Module.train
+
+
+def folded_in(module: nn.Module) -> list[nn.Parameter]:
+    """The frozen parameters of a module itself that others may be folded into, and out of again."""
+    own = module.parameters(recurse=False) if has_ways_of_training(module) else ()
+    return [parameter for parameter in own if not parameter.requires_grad]
 
 
 def tensor_sites(module: nn.Module) -> dict[str, list[str]]:

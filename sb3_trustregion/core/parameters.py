@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trustregion.core.batch import cut, pieces_of, take
 from sb3_trustregion.core.distributions import Observations, distribution_parameters, preserved_distribution
-from sb3_trustregion.core.functional import has_ways_of_training, unfold
+from sb3_trustregion.core.functional import folded_in, unfold
 from sb3_trustregion.core.jacobian import differentiable_twice
 
 # SB3's name of what is the critic's even where logits depend on it, as in sb3-contrib.
@@ -113,9 +113,8 @@ def snapshot(policy: ActorCriticPolicy) -> dict[str, th.Tensor]:
 
 def folded_into(policy: ActorCriticPolicy) -> set[str]:
     """Names of frozen parameters that others may be folded into, and out of again: the same but for rounding."""
-    folding = (module for module in policy.modules() if has_ways_of_training(module))
-    frozen_ids = {id(p) for module in folding for p in module.parameters(recurse=False) if not p.requires_grad}
-    return {name for name, p in policy.named_parameters() if id(p) in frozen_ids}
+    folded_ids = {id(parameter) for module in policy.modules() for parameter in folded_in(module)}
+    return {name for name, parameter in policy.named_parameters() if id(parameter) in folded_ids}
 
 
 def tensors_of(policy: ActorCriticPolicy) -> dict[str, th.Tensor]:

@@ -1,6 +1,5 @@
 """What users of SB3 report of their programs, and stock takes."""
 
-import copy
 import inspect
 import textwrap
 import warnings
@@ -22,6 +21,7 @@ from sb3_trustregion import AdaptiveTRPO
 from sb3_trustregion.core.functional import ActionHead, unfold
 from tests.cases.tasks import UPDATE, Bandit, bandit_model, probability
 from tests.helpers import ALGORITHMS, MEASURING, assert_same, make_model, state_of, train
+from tests.networks import Reading
 
 each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 each_judging = pytest.mark.parametrize("algorithm", MEASURING)
@@ -107,19 +107,12 @@ class HalfBlind(Bandit):
         return self._observed(), *rest
 
 
-class Filling(FlattenExtractor):
-    """Takes zero for what is missing."""
-
-    def forward(self, observations: th.Tensor) -> th.Tensor:
-        return super().forward(observations.nan_to_num())
-
-
 @each_algorithm
 @pytest.mark.parametrize("share", [1.0, 1.0 / 7.0])
 def test_a_dead_sensor_beneath_normalisation(algorithm: type[Any], share: float) -> None:
     phases = iter(range(10))
     env = VecNormalize(make_vec_env(lambda: HalfBlind(share, next(phases)), n_envs=10, seed=0), norm_reward=False)
-    policy_kwargs = {"net_arch": [8], "features_extractor_class": Filling}
+    policy_kwargs = {"net_arch": [8], "features_extractor_class": Reading}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = bandit_model(algorithm, env, policy_kwargs=policy_kwargs).learn(10 * UPDATE)
@@ -287,21 +280,14 @@ def test_who_predicts_meanwhile_does_no_harm(monkeypatch: pytest.MonkeyPatch) ->
     """Both fill the policy's one object for distributions."""
     model = make_model(AdaptiveTRPO)
     observations = th.zeros(3, *model.observation_space.shape)
-    get_distribution = model.policy.get_distribution
-
-    def with_others(observations: th.Tensor) -> Any:
-        distribution = get_distribution(observations)
-        copied = copy.copy(distribution)
-        monkeypatch.setattr(type(copied), "log_prob", meanwhile)
-        return distribution
+    actions, kind = th.zeros(3, *model.action_space.shape), type(model.policy.action_dist)
+    log_prob = kind.log_prob
 
     def meanwhile(distribution: Any, actions: th.Tensor) -> th.Tensor:
-        get_distribution(observations[:1] + 1.0)
+        model.policy.get_distribution(observations[:1] + 1.0)
         return log_prob(distribution, actions)
 
-    log_prob = type(model.policy.action_dist).log_prob
-    monkeypatch.setattr(model.policy, "get_distribution", with_others)
-    log_probs, _ = ActionHead(model.policy).at({}, observations, th.zeros(3, *model.action_space.shape))
-    alone = get_distribution(observations)
+    monkeypatch.setattr(kind, "log_prob", meanwhile)
+    log_probs, _ = ActionHead(model.policy).at({}, observations, actions)
     assert len(log_probs) == 3
-    th.testing.assert_close(log_probs, log_prob(alone, th.zeros(3, *model.action_space.shape)))
+    th.testing.assert_close(log_probs, log_prob(model.policy.get_distribution(observations), actions))

@@ -8,11 +8,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize
 
 from sb3_trustregion.common.guard import (
@@ -32,6 +30,7 @@ from tests.common.collecting import Kept, collect, keeping
 from tests.common.rollouts import make_policy
 from tests.environments import ToyEnv, toy_vec_env
 from tests.helpers import N_STEPS, UPDATE, assert_same
+from tests.networks import Reading
 
 BAD = (math.nan, math.inf, -math.inf, 1e30)
 every_bad = pytest.mark.parametrize("value", BAD)
@@ -265,13 +264,6 @@ def _alone(spoils: list[tuple[int, str, float]]) -> Callable[[], gym.Env[Any, An
 
 
 # Policies that know better
-
-
-class Reading(FlattenExtractor):
-    """Takes NaN for a missing value."""
-
-    def forward(self, observations: th.Tensor) -> th.Tensor:
-        return super().forward(th.nan_to_num(observations))
 
 
 def test_a_policy_may_understand_what_is_no_number() -> None:
