@@ -62,17 +62,13 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
 
     :param clip_range: the *initial* ε, it can be a function of the current progress remaining (from 1 to 0):
         then ε is that schedule times a factor that starts at 1 and is adapted. ``train/clip_range`` logs the product
-    :param radius_rule: ``"noise_aware"`` (default: to ``radius_prior``, as far as it is not significantly too long or
-        too short), ``"textbook"`` (Nocedal & Wright, algorithm 4.1, on each raw ratio), ``"fixed"`` (the factor on ε
-        stays 1), or a function from ``TrustRegionState`` and ``Improvement`` to a factor on the squared length of a
-        step
+    :param radius_rule: as in ``AdaptiveTRPO``; with ``"fixed"`` the factor on ε stays 1
     :param radius_prior: ε that is known to be good: where evidence is weak, ε drifts there from wherever it started.
         Where ``clip_range`` is a schedule this is ε at its start, and falls with the schedule
     :param radius_window: over how many steps evidence is pooled, fading exponentially
     :param radius_bounds: lower and upper bound on the factor on ε
     :param rollback_z: undo an update that was worse by more than this many standard errors; None never undoes
-    :param improvement_estimator: what measures the actual improvement: ``"rollout"`` (default), ``"episodes"`` or
-        ``"surrogate"``, see ``AdaptiveTRPO``
+    :param improvement_estimator: ``"rollout"`` (default), ``"episodes"`` or ``"surrogate"``, see ``AdaptiveTRPO``
     :param judge_class: what judges the updates, a subclass of ``common.judge.Judge``; None for that itself
     :param judge_kwargs: further arguments of its constructor
     :raises ValueError: where an argument is out of range, a space or a policy not supported
@@ -248,12 +244,8 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         log_update(self, StepStatus.INVALID, verdict)
 
     def _run_epochs(self, clip_range: float) -> ValueError | None:
-        """
-        PPO's own epochs, which see ε = schedule × factor and nothing else. Returns what ``torch.distributions`` raises
-        where parameters are not finite any more.
-        """
+        """PPO's own epochs at ε = schedule × factor. Returns what ``torch.distributions`` raises of NaN or infinity."""
         schedule = self.clip_range
-        assert callable(schedule)
         self.clip_range = lambda _: clip_range
         try:
             super().train()

@@ -42,12 +42,10 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
 
     Not to be confused with the "Adaptive TRPO" of Shani et al. 2020, which is another method.
 
-    Arguments are those of ``sb3_contrib.TRPO``, with their meanings, but for these. There the KL is KL(new‖old), here
-    it is KL(old‖new).
+    Arguments are as in ``sb3_contrib.TRPO`` (whose KL is KL(new‖old), where ours is KL(old‖new)) but for these.
 
-    :param learning_rate: of the value function, a number or a function of the remaining progress (from 1 to 0).
-        ``sb3_contrib.TRPO``'s is a quarter of it, for mini-batches a quarter as large: about the same loss on held-out
-        returns in a third of the time
+    :param learning_rate: of the value function, a number or a function of the remaining progress (1 to 0). Stock's is
+        a quarter, for mini-batches a quarter as large: about the same loss on held-out returns in a third of the time
     :param batch_size: of the value function's mini-batches, see ``learning_rate``
     :param policy_kwargs: as there; a Gaussian policy for which it sets no ``log_std_init`` starts from log σ = -0.5
     :param cg_damping: per (Gaussian or Bernoulli) action dimension, as there: λ, added to the diagonal of the Fisher
@@ -205,13 +203,8 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
             return self._update_without_step(batch, actor, verdict)
         surrogate = self._surrogate(batch.centred(scale=False) if self.normalize_advantage else batch, actor)  # step 1
         solution = self._solve(surrogate, surrogate.gradient)  # step 2
-        step = backtrack(  # step 3
-            surrogate,
-            solution,
-            verdict.radius * surrogate.n_dimensions,
-            self.line_search_shrinking_factor,
-            self.line_search_max_iter,
-        )
+        joint, max_iter = verdict.radius * surrogate.n_dimensions, self.line_search_max_iter
+        step = backtrack(surrogate, solution, joint, self.line_search_shrinking_factor, max_iter)  # step 3
         before = Snapshot.of(self.policy, actor.names)
         promise = self._promise(surrogate, solution, step, verdict.radius)
         self._take(step, actor)

@@ -26,6 +26,7 @@ from sb3_trustregion.common.random_states import random_states, set_random_state
 from sb3_trustregion.common.validation import check_integer
 
 Model = TypeVar("Model", bound=BaseAlgorithm)
+AnyPath = str | os.PathLike[str]
 
 # Not .pth: SB3 would take it for a module's state_dict.
 MEMBER = "training_state.bin"
@@ -47,12 +48,7 @@ class ResumableCheckpointCallback(BaseCallback):
     """
 
     def __init__(
-        self,
-        save_freq: int,
-        save_path: str | os.PathLike[str],
-        name_prefix: str = "checkpoint",
-        keep: int = 3,
-        verbose: int = 0,
+        self, save_freq: int, save_path: AnyPath, name_prefix: str = "checkpoint", keep: int = 3, verbose: int = 0
     ) -> None:
         super().__init__(verbose)
         self.save_freq = check_integer("save_freq", save_freq, at_least=1)
@@ -106,7 +102,7 @@ class ResumableCheckpointCallback(BaseCallback):
         return True
 
 
-def save_checkpoint(model: BaseAlgorithm, path: str | os.PathLike[str]) -> None:
+def save_checkpoint(model: BaseAlgorithm, path: AnyPath) -> None:
     """
     Write a complete checkpoint, or nothing at all.
 
@@ -129,7 +125,7 @@ def save_checkpoint(model: BaseAlgorithm, path: str | os.PathLike[str]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def checkpoints(folder: str | os.PathLike[str], name_prefix: str = "checkpoint") -> list[Path]:
+def checkpoints(folder: AnyPath, name_prefix: str = "checkpoint") -> list[Path]:
     """The complete checkpoints in a folder, oldest first."""
     by_steps = [(steps_of(path, name_prefix), path) for path in Path(folder).glob("*.zip")]
     return [path for steps, path in sorted(by_steps) if steps >= 0]
@@ -142,11 +138,7 @@ def steps_of(path: Path, name_prefix: str = "checkpoint") -> int:
 
 
 def resume(
-    algorithm: type[Model],
-    path: str | os.PathLike[str],
-    env: GymEnv | str,
-    name_prefix: str = "checkpoint",
-    **kwargs: Any,
+    algorithm: type[Model], path: AnyPath, env: GymEnv | str, name_prefix: str = "checkpoint", **kwargs: Any
 ) -> Model:
     """
     Go on from a checkpoint: model, radius, normalisation statistics, random numbers.

@@ -29,10 +29,8 @@ class NPG(NaturalGradientAlgorithm):
         ``actor_step_size`` does not depend on the scale of the reward
     :param actor_step_size: α, it can be a function of the current progress remaining (from 1 to 0).
         The KL of a step is about ½α²·gᵀF⁻¹g nats: with 1 from 0.001 to 0.02 on the tasks that were tried
-    :param cg_residual_tol: stop Conjugate Gradient at this relative residual ‖g - (F + λI)x‖/‖g‖;
-        the policy gains as much from a loose solution
-    :param fisher_sub_sampling_factor: take the Fisher matrix over one in so many states (256 at least), the gradient
-        over all: the policy gains as much from it at the same KL
+    :param cg_residual_tol: as in ``AdaptiveTRPO``: the policy gains as much from a loose solution
+    :param fisher_sub_sampling_factor: as in ``AdaptiveTRPO``
     :raises ValueError: where an argument is out of range, a space or a policy not supported
     """
 

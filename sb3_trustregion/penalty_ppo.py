@@ -16,7 +16,7 @@ from sb3_trustregion.common.judge import Snapshot
 from sb3_trustregion.common.learning_data import make_batch, replace_faulty_samples, samples_of
 from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, begin_update, find_actor, tells_what_acts
 from sb3_trustregion.common.update_log import log_update, of_policy
-from sb3_trustregion.common.validation import check_number, settle, settle_ppo, sizes_of_ppo
+from sb3_trustregion.common.validation import as_schedule, check_number, settle, settle_ppo, sizes_of_ppo
 from sb3_trustregion.core.batch import take
 from sb3_trustregion.core.distributions import Parameters
 from sb3_trustregion.core.functional import uncompiled
@@ -39,9 +39,8 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
 
         C ← C/2 where d < d_targ/1.5,   C ← 2·C where d > 1.5·d_targ
 
-    The KL is exact, not an estimate from samples; in the loss it is joint over action dimensions, as in the paper. C is
-    ``model.penalty``: saved with the model, kept between 1e-4 and 1e6. An update that leaves the finite numbers is
-    undone, and doubles C.
+    The KL is exact, not estimated from samples; in the loss it is joint over action dimensions, as in the paper. C is
+    ``model.penalty``, saved, within 1e-4 and 1e6. An update that leaves the finite numbers is undone, and doubles C.
 
     Arguments are those of ``stable_baselines3.PPO`` without ``clip_range``, with their meanings and defaults, but for
 
@@ -180,17 +179,17 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
     ) -> tuple[dict[str, float], ValueError | None]:
         """
         Epochs over the samples of a rollout, of which ``old`` are the action distributions' parameters and ``target``
-        is the joint KL. Returns mean losses by name, and what ``torch.distributions`` raises where parameters are not
-        finite any more.
+        is the joint KL. Returns mean losses by name, and what ``torch.distributions`` raises of what is not finite.
         """
-        clip_range_vf = self.clip_range_vf(self._current_progress_remaining) if callable(self.clip_range_vf) else None
+        clip_vf, progress = self.clip_range_vf, self._current_progress_remaining
+        clip_range_vf = None if clip_vf is None else as_schedule(clip_vf)(progress)
         self._update_learning_rate(self.policy.optimizer)
         self.policy.set_training_mode(True)
         losses, fault = [], None
         try:
             for index in self._mini_batches(len(samples.advantages)):
                 parts = (take(getattr(samples, name), index) for name in RolloutBufferSamples._fields)
-                mini_batch = RolloutBufferSamples(*parts)  # type: ignore[arg-type]
+                mini_batch = RolloutBufferSamples(*parts)
                 old_outputs = tuple(output[index] for output in old)
                 terms = loss_terms(self.policy, mini_batch, old_outputs, self.normalize_advantage, clip_range_vf)
                 loss = terms.policy + self.ent_coef * terms.entropy + self.vf_coef * terms.value

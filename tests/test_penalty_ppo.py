@@ -157,6 +157,13 @@ def test_without_penalty_it_is_ppo_without_clipping(kwargs: dict[str, Any], monk
     assert ours._n_updates == stock._n_updates
 
 
+def test_a_clip_range_of_values_set_by_hand_clips() -> None:
+    given = make_model(PenaltyPPO, clip_range_vf=0.01).learn(UPDATE)
+    by_hand = make_model(PenaltyPPO)
+    by_hand.clip_range_vf = 0.01
+    assert_same(state_of(by_hand.learn(UPDATE).policy), state_of(given.policy))
+
+
 def test_the_penalty_holds_the_policy_back() -> None:
     kls = [train(make_model(PenaltyPPO, kl_coef=kl_coef), 1)[0].kl for kl_coef in (1e-4, 10.0, 1000.0)]
     assert kls[0] > 2.0 * kls[1] > 4.0 * kls[2] > 0.0

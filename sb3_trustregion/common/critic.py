@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
+from torch.nn import Parameter
 from torch.nn import functional as F
 
 from sb3_trustregion.core.batch import Batch, take
@@ -17,10 +18,7 @@ from sb3_trustregion.core.parameters import ParameterVector, critic_parameters
 def fit_critic(
     policy: ActorCriticPolicy, actor: ParameterVector, batch: Batch, n_passes: int, batch_size: int
 ) -> float:
-    """
-    Fit values to returns in ``n_passes`` over the batch. Returns the mean loss over all mini-batches, NaN where the fit
-    left the finite numbers and was undone.
-    """
+    """Fit values to returns. Returns the mean loss of all mini-batches, NaN where the fit was not finite and undone."""
     optimizer, of_policy = policy.optimizer, {id(parameter) for parameter in policy.parameters()}
     moved = [parameter for group in getattr(optimizer, "param_groups", ()) for parameter in group["params"]]
     # Also what the user has the optimiser move beside the policy: a part of the critic's elsewhere.
@@ -53,11 +51,7 @@ def fit_critic(
 
 
 def _descend(
-    policy: ActorCriticPolicy,
-    critic: list[th.nn.Parameter],
-    cleared: list[th.nn.Parameter],
-    batch: Batch,
-    index: th.Tensor,
+    policy: ActorCriticPolicy, critic: list[Parameter], cleared: list[Parameter], batch: Batch, index: th.Tensor
 ) -> th.Tensor:
     """Make one step of the optimiser, without gradients from before, and return the loss before it."""
     values = policy.predict_values(take(batch.observations, index)).flatten()
@@ -72,7 +66,7 @@ def _descend(
     return loss.detach()
 
 
-def _enter_training_mode(policy: ActorCriticPolicy, critic: list[th.nn.Parameter]) -> None:
+def _enter_training_mode(policy: ActorCriticPolicy, critic: list[Parameter]) -> None:
     """Enter training mode but for batch statistics that are not the critic's alone: they would move the actor."""
     policy.set_training_mode(True)
     of_critic = {id(parameter) for parameter in critic}

@@ -40,11 +40,7 @@ class StockModel:
     """
 
     def __init__(
-        self,
-        path: File,
-        device: th.device | str,
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
+        self, path: File, device: th.device | str, custom_objects: dict[str, Any] | None, print_system_info: bool
     ) -> None:
         check_complete(path)
         if print_system_info:
@@ -77,9 +73,7 @@ class StockModel:
 
 
 def check_file(path: File, algorithm: str, own_arguments: tuple[str, ...]) -> None:
-    """
-    Raise a ``ValueError`` where a file is damaged or another algorithm's: it lacks the class's own arguments.
-    """
+    """Raise a ``ValueError`` where a file is damaged or another algorithm's: it lacks the class's own arguments."""
     if not check_complete(path) >= set(own_arguments):
         raise ValueError(
             f"path must name a model saved by {algorithm}, got {str(path)!r}, which is another algorithm's: "

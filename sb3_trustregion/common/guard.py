@@ -9,7 +9,7 @@ beside known values goes through to the policy, which may know what it stands fo
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -39,8 +39,7 @@ class Screen:
     """
     Looks at raw values before ``VecNormalize`` does. In a step that brought nothing sound its statistics stand still.
 
-    Not a wrapper: who looks through the wrappers meets the user's own. Two methods of the environment's instance are
-    overlaid for as long as it looks.
+    Not a wrapper, which users would meet among theirs: two methods of the environment are overlaid while it looks.
     """
 
     def __init__(self, normalizer: VecNormalize) -> None:
@@ -55,9 +54,8 @@ class Screen:
     def put_in(self) -> None:
         """Look at what the environment beneath returns from now on."""
         self.venv = self.normalizer.venv
-        self._own: dict[str, Any] = {
-            name: vars(self.venv)[name] for name in ("reset", "step_wait") if name in vars(self.venv)
-        }
+        overlaid = ("reset", "step_wait")
+        self._own = {name: own for name, own in vars(self.venv).items() if name in overlaid}
         self._reset, self._step_wait = self.venv.reset, self.venv.step_wait
         vars(self.venv).update({"reset": self.reset, "step_wait": self.step_wait})
 
@@ -98,19 +96,8 @@ class Screen:
             self.reward = ~usable(rewards)
             last_rewards = self.normalizer.old_reward
             replace(rewards, self.reward, last_rewards if np.shape(last_rewards) == np.shape(rewards) else None)
-        self.terminal = np.array(
-            [bool(done) and not self._end_is_sound(infos[index]) for index, done in enumerate(dones)]
-        )
+        self.terminal = np.array([bool(done) and not self._end_is_sound(infos[i]) for i, done in enumerate(dones)])
         return self._screened(observations, self.normalizer.old_obs), rewards, dones, infos
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Take the screen out for a while: callbacks go through the wrappers, and may change them."""
-        self.take_out()
-        try:
-            yield
-        finally:
-            self.put_in()
 
     def _screened(self, observations: VecEnvObs, last: Any) -> VecEnvObs:
         self._go_on()
@@ -143,9 +130,16 @@ class Screen:
         return bool(self._sound(map_arrays(lambda part: np.asarray(part)[None], terminal), 1).all())
 
 
-def aside(screen: Screen | None) -> AbstractContextManager[None]:
-    """Take a screen, if there is one, out for a while."""
-    return nullcontext() if screen is None else screen.aside()
+@contextmanager
+def aside(screen: Screen | None) -> Iterator[None]:
+    """Take a screen, if there is one, out for a while: callbacks go through the wrappers, and may change them."""
+    if screen is not None:
+        screen.take_out()
+    try:
+        yield
+    finally:
+        if screen is not None:
+            screen.put_in()
 
 
 @contextmanager
@@ -164,9 +158,7 @@ def screened(env: VecEnv) -> Iterator[Screen | None]:
 
 
 def usable(values: Any) -> BoolArray:
-    """
-    (N, ...) or a dict of those to shape (N,): whether all that belongs to an environment is finite, squares included.
-    """
+    """(N, ...) or a dict of those to shape (N,): whether all of an environment is finite, squares included."""
     if isinstance(values, dict):
         parts: list[BoolArray] = [usable(part) for part in values.values()]
         return np.asarray(np.stack(parts).all(axis=0))

@@ -29,7 +29,7 @@ from sb3_trustregion.common.persistence import (
     to_tensors,
 )
 from sb3_trustregion.common.validation import check_choice, check_integer, check_number, settle
-from sb3_trustregion.core.batch import cut, pieces_of
+from sb3_trustregion.core.batch import pieces_of, take
 from sb3_trustregion.core.distributions import Observations
 from sb3_trustregion.core.functional import ActionHead, ValueHead, uncompiled
 from sb3_trustregion.core.improvement import (
@@ -105,8 +105,7 @@ class Snapshot(NamedTuple):
         """
         End an update, in evaluation mode, unless it has led something out of the finite numbers: then it is undone.
 
-        First, as that mode may fold parameters into frozen ones. A buffer of the user's may hold infinity. Returns
-        whether the update is undone.
+        First, as that mode may fold parameters into frozen ones. A user's buffer may hold infinity. Tells if undone.
         """
         sound = {name for name, tensor in self.tensors.items() if is_finite(tensor)}
         spoiled = not all(is_finite(now) for name, now in tensors_of(policy).items() if name in sound)
@@ -116,9 +115,7 @@ class Snapshot(NamedTuple):
         return spoiled
 
     def restore(self, policy: ActorCriticPolicy, with_statistics: bool = False) -> None:
-        """
-        Undo an update; buffers, as statistics of the data, stay, unless they may be spoiled (``with_statistics``).
-        """
+        """Undo an update; buffers (statistics of the data) stay, unless they may be spoiled (``with_statistics``)."""
         restore(policy, self.tensors if with_statistics else self.undone)
         optimizer = policy.optimizer
         present = optimizer.state_dict()
@@ -264,10 +261,8 @@ class Judge:
             promise = promise.scaled(unit)
             scale = float(rollout.scales[-1])
             baseline = fares(rollout, scale, self.estimator, lambda: rollout.own_residuals(scale))
-            left = fingerprint(policy, before.joint)
-            self.pending = PendingStep(
-                before.changed(policy), left, baseline, promise, scale, rollout.gamma, rollout.starts_fresh
-            )
+            moved, left = before.changed(policy), fingerprint(policy, before.joint)
+            self.pending = PendingStep(moved, left, baseline, promise, scale, rollout.gamma, rollout.starts_fresh)
         else:
             self._leave_unjudged("what the buffer held was not noted by collect_rollouts(), one sample a step")
 
@@ -302,13 +297,12 @@ class Judge:
         if not strict:
             state = {**self.state_dict(), **state}
         self.state = TrustRegionState(**numbers(state, "state", get_type_hints(TrustRegionState)))
-        pending, rejected = part(state, "pending"), part(state, "rejected")
-        self.pending = pending_step(pending) if pending else None
+        self.pending = pending_step(state, "pending") if part(state, "pending") else None
         self.rejected = None
-        if rejected:
-            before = TrustRegionState(**numbers(rejected, "state", get_type_hints(TrustRegionState)))
-            fared = Estimate(**numbers(rejected, "performance", get_type_hints(Estimate)))
-            self.rejected = Rejected(pending_step(part(rejected, "step")), fared, before)
+        if part(state, "rejected"):
+            before = TrustRegionState(**numbers(state, "rejected.state", get_type_hints(TrustRegionState)))
+            fared = Estimate(**numbers(state, "rejected.performance", get_type_hints(Estimate)))
+            self.rejected = Rejected(pending_step(state, "rejected.step"), fared, before)
 
     def _measure(self, rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> tuple[Estimate, Improvement]:
         """Step 4: measure how the policy fares after a step by the critic before it, and what the step brought."""
@@ -331,10 +325,7 @@ def fares(rollout: Rollout, scale: float, estimator: str, residuals: Callable[[]
 
 
 def was_in_vain(rejected: Rejected, now: Estimate) -> bool:
-    """
-    Whether a roll-back did not bring back what had been lost: then it was the environment that changed for the worse,
-    not the policy, and the radius is again what it was.
-    """
+    """Whether a roll-back did not help: the environment got worse, not the policy, so the radius is what it was."""
     lost = rejected.step.baseline.mean - rejected.performance.mean
     return now.mean - rejected.performance.mean < REGAINED * lost  # NaN tells nothing
 
@@ -390,7 +381,7 @@ def old_residuals(rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy
     head, tensors = ValueHead(policy), step.before.tensors
 
     def values(observations: Observations) -> FloatArray:
-        parts = [head.at(tensors, cut(observations, piece)).cpu().numpy() for piece in pieces_of(observations)]
+        parts = [head.at(tensors, take(observations, piece)).cpu().numpy() for piece in pieces_of(observations)]
         return np.concatenate(parts)
 
     seen = values(obs_as_tensor(flatten_time(rollout.observations), policy.device)).reshape(rollout.shape)
@@ -407,24 +398,20 @@ def old_ratios(rollout: Rollout, before: Snapshot, policy: ActorCriticPolicy) ->
     actions = th.as_tensor(rollout.actions.reshape(-1, rollout.actions.shape[-1]), device=policy.device)
     actions = actions.long().flatten() if isinstance(policy.action_space, spaces.Discrete) else actions.float()
     head = ActionHead(policy)
-    parts = [head.at(before.tensors, cut(observations, p), actions[p])[0].double() for p in pieces_of(observations)]
+    parts = [head.at(before.tensors, take(observations, p), actions[p])[0].double() for p in pieces_of(observations)]
     ratios: FloatArray = np.exp(th.cat(parts).cpu().numpy().reshape(rollout.shape) - rollout.log_probs)
     return ratios
 
 
-def pending_step(state: Mapping[str, Any]) -> PendingStep:
-    """Make a pending step of its tensors by dotted name."""
-    joint = numbers(state, "before", {"joint": bool})["joint"]
-    moments = part(state, "before.optimizer")
+def pending_step(state: Mapping[str, Any], name: str) -> PendingStep:
+    """Make a pending step of the tensors of one part."""
+    joint = numbers(state, f"{name}.before", {"joint": bool})["joint"]
+    moments = part(state, f"{name}.before.optimizer")
     if joint is True and not moments:
-        check_present(state, ["before.optimizer"])
+        check_present(state, [f"{name}.before.optimizer"])
     optimizer = put_together(moments) if moments else None
-    before = Snapshot(part(state, "before.undone"), part(state, "before.kept"), joint, optimizer)
-    plain = numbers(
-        {f"step.{key}": value for key, value in state.items()},
-        "step",
-        {"scale": float, "gamma": float, "started_fresh": bool},
-    )
-    baseline = Estimate(**numbers(state, "baseline", get_type_hints(Estimate)))
-    promise = Promise(**numbers(state, "promise", get_type_hints(Promise)))
-    return PendingStep(before, text(state, "left"), baseline, promise, **plain)
+    before = Snapshot(part(state, f"{name}.before.undone"), part(state, f"{name}.before.kept"), joint, optimizer)
+    plain = numbers(state, name, {"scale": float, "gamma": float, "started_fresh": bool})
+    baseline = Estimate(**numbers(state, f"{name}.baseline", get_type_hints(Estimate)))
+    promise = Promise(**numbers(state, f"{name}.promise", get_type_hints(Promise)))
+    return PendingStep(before, text(state, f"{name}.left"), baseline, promise, **plain)

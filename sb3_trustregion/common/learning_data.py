@@ -20,15 +20,12 @@ from sb3_trustregion.core.improvement import FloatArray, alternating_signs, bloc
 
 # Squares of anything below this stay within single precision.
 LARGEST_USABLE = 1e18
+# Advantages that go so much with those by the rewards are the same in a unit of their own.
+LEAST_CORRELATION = 0.9
 # What ``get()`` flattens in place, environment by environment.
 SCALARS = ("values", "log_probs", "advantages", "returns")
 FLATTENED = ("observations", "actions", *SCALARS)
-OF_STOCK = (
-    RolloutBuffer.get,
-    DictRolloutBuffer.get,
-    RolloutBuffer._get_samples,
-    DictRolloutBuffer._get_samples,
-)
+OF_STOCK = RolloutBuffer.get, DictRolloutBuffer.get, RolloutBuffer._get_samples, DictRolloutBuffer._get_samples
 # What ``get()`` may write to in place.
 CONTAINERS: tuple[type[Any], ...] = (np.ndarray, th.Tensor, dict, list, set, deque)
 # What ``get()`` notes of having been called.
@@ -67,9 +64,7 @@ class Rollout(NamedTuple):
         return n_steps, n_envs
 
     def own_residuals(self, scale: float) -> FloatArray:
-        """
-        Shape (T, N): TD residuals by the critic of that time; ``scale`` is the unit of the rewards, as of ``scales``.
-        """
+        """Shape (T, N): TD residuals by the critic of that time; ``scale`` is the rewards' unit, as of ``scales``."""
         return self.residuals(self.values, self.last_values, self.terminal_values, scale)
 
     def residuals(
@@ -85,10 +80,6 @@ class Rollout(NamedTuple):
         result: FloatArray = self.rewards * (self.scales / scale)[:, None] + self.gamma * following - values
         result[self.faulty] = np.nan
         return result
-
-
-# Advantages that go so much with those by the rewards are the same in a unit of their own.
-LEAST_CORRELATION = 0.9
 
 
 def in_time(buffer: RolloutBuffer, name: str) -> Any:
@@ -114,9 +105,7 @@ def observations_in_time(buffer: RolloutBuffer, seen: Any) -> list[Any]:
     if type(buffer)._get_samples not in OF_STOCK or not forms:
         samples, is_in_time = samples_of(buffer)
         if is_in_time:
-            forms.append(
-                map_arrays(lambda part: _by_time(buffer, part.cpu().numpy(), part.shape[1:]), samples.observations)
-            )
+            forms.append(map_arrays(lambda x: _by_time(buffer, x.cpu().numpy(), x.shape[1:]), samples.observations))
     return forms
 
 
@@ -164,9 +153,7 @@ def flatten_time(observations: ObsArray) -> ObsArray:
 
 
 def make_batch(buffer: RolloutBuffer, faulty: BoolArray) -> Batch:
-    """
-    The buffer's samples, environment by environment in the order of time, without faulty (T, N) and not finite ones.
-    """
+    """The buffer's samples, environment by environment in order of time, without faulty (T, N) and not finite ones."""
     n_steps, n_envs = faulty.shape
     samples, is_in_time = samples_of(buffer)
     n_samples = len(samples.advantages)
@@ -227,7 +214,6 @@ def _copied(value: Any) -> Any:
 
 
 def _joined(parts: Any) -> Any:
-    """Join a field of all mini-batches."""
     if isinstance(parts[0], dict):
         return {key: th.cat([part[key] for part in parts]) for key in parts[0]}
     return th.cat(parts) if isinstance(parts[0], th.Tensor) else parts[0]

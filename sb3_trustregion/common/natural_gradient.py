@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch as th
 from gymnasium import spaces
-from sb3_contrib.trpo.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_contrib import TRPO
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
@@ -36,11 +36,7 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
     Not meant to be used by itself; arguments as in ``sb3_contrib.TRPO``, documented in ``AdaptiveTRPO``.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": MlpPolicy,
-        "CnnPolicy": CnnPolicy,
-        "MultiInputPolicy": MultiInputPolicy,
-    }
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = TRPO.policy_aliases
 
     def __init__(
         self,
@@ -108,7 +104,6 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
         return Surrogate(self.policy, actor, thinned, self.cg_damping, self.fisher_sub_sampling_factor)
 
     def _solve(self, surrogate: Surrogate, gradient: th.Tensor, residual_tol: float | None = None) -> CGSolution:
-        """Solve for (F + λI)⁻¹·gradient."""
         tolerance = self.cg_residual_tol if residual_tol is None else residual_tol
         return conjugate_gradient(surrogate.fisher_product, gradient, self.cg_max_steps, tolerance)
 
@@ -121,7 +116,6 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
             refuse(self, step.reason, lasting=False)
 
     def _fit_critic(self, batch: Batch, actor: ParameterVector) -> float:
-        """Fit the critic, and return its mean loss."""
         self._n_updates += 1
         if "fused" not in self.policy.optimizer_kwargs:
             for group in self.policy.optimizer.param_groups:  # fused, Adam takes parts of other tensors for whole ones

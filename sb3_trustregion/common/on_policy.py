@@ -25,16 +25,7 @@ from sb3_trustregion.common.judge import Judge
 from sb3_trustregion.common.learning_data import Rollout
 from sb3_trustregion.common.random_states import random_states
 from sb3_trustregion.common.recorder import Recorder, RecordingCallback
-from sb3_trustregion.common.validation import (
-    argument_names,
-    as_schedule,
-    check_bool,
-    check_integer,
-    check_number,
-    check_schedule,
-    check_sizes,
-    settle,
-)
+from sb3_trustregion.common.validation import argument_names, as_schedule, check_sizes, settle_on_policy
 from sb3_trustregion.core.batch import Batch
 from sb3_trustregion.core.distributions import check_supported, preserved_distribution
 from sb3_trustregion.core.functional import uncompiled
@@ -61,16 +52,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     def _validate(self) -> None:
         """Check the arguments; a ``ValueError`` names the one that is out of range, the constraint and the value."""
-        settle(self, check_schedule, "learning_rate", at_least=0.0)
-        settle(self, check_integer, "n_steps", "batch_size", at_least=1)
-        settle(self, check_number, "gamma", "gae_lambda", at_least=0.0, at_most=1.0)
-        settle(self, check_bool, "use_sde", "normalize_advantage")
-        if self.use_sde or self.sde_sample_freq is not None:
-            # As stock, which takes any number, and infinity for the start of the rollout alone.
-            settle(self, check_number, "sde_sample_freq", infinite=True)
-        if self._stats_window_size is not None:
-            self._stats_window_size = check_integer("stats_window_size", self._stats_window_size, at_least=0)
-        settle(self, check_integer, "seed", optional=True, at_least=0, at_most=2**32 - 1)
+        settle_on_policy(self)
 
     def _setup_model(self) -> None:
         self._validate()
@@ -131,9 +113,8 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         """
         Go on from an agent that stock PPO, A2C or TRPO has trained: its policy, its critic, its settings.
 
-        Settings that keep their meaning are taken over. The optimiser's state is taken over from PPO to ``AdaptivePPO``
-        and ``PenaltyPPO`` alone: elsewhere it belonged to another loss. For ``VecNormalize``, hand over an ``env`` with
-        the saved statistics.
+        Settings that keep their meaning are taken over, the optimiser's state from PPO to ``AdaptivePPO`` and
+        ``PenaltyPPO`` alone: else it was of another loss. For ``VecNormalize``, ``env`` must have the saved statistics.
 
         :param path: the file that ``save`` wrote, or a file-like
         :param env: the environment to go on in
@@ -235,9 +216,7 @@ def is_stock_way(policy: ActorCriticPolicy, way: str) -> bool:
 
 
 def tells_what_acts(policy: ActorCriticPolicy, batch: Batch) -> bool:
-    """
-    Whether ``get_distribution`` gives the distribution that ``evaluate_actions`` evaluates, which is all that PPO uses.
-    """
+    """Whether ``get_distribution`` gives what ``evaluate_actions`` evaluates, which is all that PPO uses."""
     policy, few = uncompiled(policy), batch.select(th.arange(min(batch.n_samples, FEW), device="cpu"))
     ways = "evaluate_actions", "get_distribution"
     if all(is_stock_way(policy, way) for way in ways):

@@ -11,15 +11,8 @@ import torch as th
 
 Tensors = dict[str, th.Tensor]
 # What is in the state of an optimiser beside tensors: by the name of its type, from the number that stands for it.
-PLAIN: dict[str, Callable[[float], Any]] = {
-    "bool": bool,
-    "int": int,
-    "float": float,
-    "NoneType": lambda number: None,
-    "dict": lambda number: {},
-    "list": lambda number: [],
-    "tuple": lambda number: [],
-}
+PLAIN: dict[str, Callable[[float], Any]] = {"bool": bool, "int": int, "float": float, "NoneType": lambda number: None}
+PLAIN |= {"dict": lambda number: {}, "list": lambda number: [], "tuple": lambda number: []}  # of nothing
 
 
 def to_tensors(value: Any, name: str) -> Tensors:

@@ -27,7 +27,5 @@ def set_random_states(states: dict[str, Any]) -> None:
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     th.set_rng_state(states["torch"].cpu())
-    if th.cuda.is_available():
-        # There may have been more or fewer of them.
-        for device, state in zip(range(th.cuda.device_count()), states["cuda"], strict=False):
-            th.cuda.set_rng_state(state.cpu(), device)
+    if th.cuda.is_available():  # there may have been more or fewer devices
+        th.cuda.set_rng_state_all([state.cpu() for state in states["cuda"][: th.cuda.device_count()]])

@@ -27,7 +27,7 @@ from sb3_trustregion.common.learning_data import (
     in_time,
     observations_in_time,
 )
-from sb3_trustregion.core.batch import map_arrays
+from sb3_trustregion.core.batch import map_arrays, take
 from sb3_trustregion.core.distributions import Observations
 from sb3_trustregion.core.improvement import FloatArray
 from sb3_trustregion.core.parameters import FEW
@@ -122,10 +122,10 @@ class Recorder:
 
     def _clean(self, model: OnPolicyAlgorithm, observations: Any, stand_ins: Any) -> BoolArray:
         faulty = ~usable(observations)
-        if faulty.any() and is_understood(model.policy, map_arrays(lambda part: part[faulty], observations)):
+        if faulty.any() and is_understood(model.policy, take(observations, faulty)):
             faulty[:] = False
         for env_index in faulty.nonzero()[0] if faulty.sum() > 1 else ():
-            faulty[env_index] = not is_understood(model.policy, _row(observations, int(env_index)))
+            faulty[env_index] = not is_understood(model.policy, take(observations, [env_index]))
         replace(observations, faulty, stand_ins)
         return faulty
 
@@ -140,7 +140,7 @@ class Recorder:
         # Nobody looks at the last observation of an episode that has ended by itself.
         if info.get("terminal_observation") is None or not info.get("TimeLimit.truncated", False):
             return False
-        last = _row(model._last_obs, env_index)
+        last = take(model._last_obs, [env_index])
         terminal = _shaped_as(last, info["terminal_observation"])
         faulty = bool(self._clean(model, terminal, last).any())
         if faulty:
@@ -227,7 +227,7 @@ def as_seen(model: OnPolicyAlgorithm) -> Any:
         return forms[0] if forms else None
     some = np.linspace(0, buffer.buffer_size - 1, min(buffer.buffer_size, FEW)).astype(int)
     values = in_time(buffer, "values")[some].ravel()
-    parts = [flatten_time(map_arrays(lambda part: part[some], form)) for form in forms]
+    parts = [flatten_time(take(form, some)) for form in forms]
     errors = [np.abs(values_of(model.policy, obs_as_tensor(part, model.device)) - values).sum() for part in parts]
     return forms[int(np.argmin(errors))]
 
@@ -256,8 +256,7 @@ class RecordingCallback(BaseCallback):
             raise AttributeError(name)
         return getattr(self.callback, name)
 
-    def on_rollout_start(self) -> None:
-        """Begin a rollout, with the user's callback."""
+    def _on_rollout_start(self) -> None:
         self.recorder.begin(self.model)  # type: ignore[arg-type]
         with aside(self.screen):
             self.callback.on_rollout_start()
@@ -270,21 +269,16 @@ class RecordingCallback(BaseCallback):
         self.locals = locals_
         self.callback.update_locals(locals_)
 
-    def on_step(self) -> bool:
-        """Hand the step to the user's callback, then to the recorder; tell whether training goes on."""
+    def _on_step(self) -> bool:
         with aside(self.screen):
             goes_on = self.callback.on_step()  # first: what the user mends is no fault
         self.recorder.step(self.model, self.locals, self.screen)  # type: ignore[arg-type]
         return goes_on
 
-    def on_rollout_end(self) -> None:
-        """End a rollout, with the user's callback."""
+    def _on_rollout_end(self) -> None:
         with aside(self.screen):
             self.callback.on_rollout_end()
         self.recorder.end(self.model, self.locals)  # type: ignore[arg-type]
-
-    def _on_step(self) -> bool:
-        return True
 
 
 def reward_scale(normalizer: VecNormalize | None) -> float:
@@ -304,11 +298,6 @@ def _number(value: Any) -> float:
     """The one number that a value holds; NaN where it is none or several."""
     array = np.asarray(value)
     return float(array.item()) if array.size == 1 and array.dtype.kind in "bfiu" else math.nan
-
-
-def _row(observations: Any, env_index: int) -> Any:
-    """One environment's observations, as a batch of one."""
-    return map_arrays(lambda part: part[env_index : env_index + 1], observations)
 
 
 def _shaped_as(row: Any, observation: Any) -> Any:

@@ -34,11 +34,7 @@ def log_update(model: OnPolicyAlgorithm, status: StepStatus, verdict: Verdict | 
 def of_verdict(verdict: Verdict) -> dict[str, float]:
     """Values of a verdict: radius, counters, and what was measured of the step before."""
     state, measured = verdict.state, verdict.measured
-    values: dict[str, float] = {
-        "radius": state.radius,
-        "n_rollbacks": state.n_rollbacks,
-        "n_feedback_decisions": state.n_feedback,
-    }
+    values = {"radius": state.radius, "n_rollbacks": state.n_rollbacks, "n_feedback_decisions": state.n_feedback}
     if measured is None:
         return values
     return values | {

@@ -51,11 +51,9 @@ def check_integer(name: str, value: Any, at_least: int, at_most: float = math.in
     raise ValueError(f"{name} must be an integer >= {at_least}{upper}, got {value!r}")
 
 
-def check_schedule(
-    name: str, value: Any, above: float = -math.inf, at_least: float = -math.inf, infinite: bool = False
-) -> Any:
-    """A number within bounds, or a schedule, which is not checked."""
-    return value if callable(value) else check_number(name, value, above, at_least, infinite=infinite)
+def check_schedule(name: str, value: Any, **bounds: Any) -> Any:
+    """A number within bounds, as of ``check_number``, or a schedule, which is not checked."""
+    return value if callable(value) else check_number(name, value, **bounds)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
@@ -82,6 +80,20 @@ def settle(model: Any, check: Callable[..., Any], *names: str, optional: bool = 
         value = getattr(model, name)
         if not (optional and value is None):
             setattr(model, name, check(name, value, **bounds))
+
+
+def settle_on_policy(model: Any) -> None:
+    """Settle the arguments that all on-policy algorithms have, and ``normalize_advantage`` and ``batch_size``."""
+    settle(model, check_schedule, "learning_rate", at_least=0.0)
+    settle(model, check_integer, "n_steps", "batch_size", at_least=1)
+    settle(model, check_number, "gamma", "gae_lambda", at_least=0.0, at_most=1.0)
+    settle(model, check_bool, "use_sde", "normalize_advantage")
+    if model.use_sde or model.sde_sample_freq is not None:
+        # As stock, which takes any number, and infinity for the start of the rollout alone.
+        settle(model, check_number, "sde_sample_freq", infinite=True)
+    if model._stats_window_size is not None:
+        model._stats_window_size = check_integer("stats_window_size", model._stats_window_size, at_least=0)
+    settle(model, check_integer, "seed", optional=True, at_least=0, at_most=2**32 - 1)
 
 
 def settle_ppo(model: Any) -> None:

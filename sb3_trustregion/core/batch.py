@@ -33,15 +33,8 @@ class Batch(NamedTuple):
     def select(self, index: th.Tensor) -> "Batch":
         """Some of the samples, by an index of shape (m,) on any device."""
         index = index.to(self.advantages.device)
-        return Batch(
-            observations=take(self.observations, index),
-            actions=self.actions[index],
-            advantages=self.advantages[index],
-            returns=self.returns[index],
-            signs=self.signs[index],
-            blocks=self.blocks[index.cpu().numpy()],
-            log_probs=None if self.log_probs is None else self.log_probs[index],
-        )
+        chosen = {key: take(part, index) for key, part in self._asdict().items() if isinstance(part, th.Tensor | dict)}
+        return self._replace(**chosen, blocks=self.blocks[index.cpu().numpy()])
 
     def centred(self, scale: bool) -> "Batch":
         """The same samples with advantages of mean zero, and of unit variance where ``scale`` says so."""
@@ -58,8 +51,8 @@ class Batch(NamedTuple):
         return self.select(kept.sort().values)
 
 
-def take(observations: Observations, index: th.Tensor) -> Observations:
-    """Some of n observations, (n, ...) or a dict of those, by an index of shape (m,)."""
+def take(observations: Any, index: Any) -> Any:
+    """Some of n observations, (n, ...) or a dict of those, by an index of shape (m,), or by a slice: then as views."""
     return map_arrays(lambda part: part[index], observations)
 
 
@@ -69,11 +62,6 @@ def pieces_of(observations: Observations) -> list[slice]:
     n, bytes_of_one = len(tensors[0]), 4 * sum(tensor[:1].numel() for tensor in tensors)
     at_once = max(BYTES_AT_ONCE // max(bytes_of_one, 1), LEAST_AT_ONCE)
     return [slice(start, start + at_once) for start in range(0, max(n, 1), at_once)]
-
-
-def cut(observations: Observations, piece: slice) -> Observations:
-    """A piece of n observations, (n, ...) or a dict of those, as views."""
-    return map_arrays(lambda part: part[piece], observations)
 
 
 def map_arrays(function: Callable[[Any], T], observations: Any) -> T | dict[str, T]:

@@ -27,22 +27,15 @@ class PolicyFunction(nn.Module):
         self._sites = tensor_sites(self.policy)
 
     def at(self, tensors: Mapping[str, th.Tensor], *arguments: Any) -> Any:
-        """
-        What ``forward`` returns of the arguments where these tensors take the place of parameters and buffers, by name.
-        """
+        """What ``forward`` returns of the arguments with these tensors, by name, in place of parameters and buffers."""
         unfold(self.policy)
         for name, value in tensors.items():
-            self._hook(name, value)
+            if value.requires_grad:  # to its gradient is done what the user's hooks do to that of the parameter itself
+                for hook in (getattr(self.policy.get_parameter(name), "_backward_hooks", None) or {}).values():
+                    value.register_hook(hook)  # type: ignore[no-untyped-call]
         replaced = {f"policy.{site}": value for name, value in tensors.items() for site in self._sites[name]}
         # Tied weights are listed above: left to functional_call, a module known by two names is not put back right.
         return functional_call(self, replaced, arguments, tie_weights=False)
-
-    def _hook(self, name: str, value: th.Tensor) -> None:
-        """Do to the gradient of a parameter's stand-in what the user's hooks do to the parameter's own."""
-        if value.requires_grad:
-            hooks = getattr(self.policy.get_parameter(name), "_backward_hooks", None)
-            for hook in (hooks or {}).values():
-                value.register_hook(hook)  # type: ignore[no-untyped-call]
 
 
 class ActionHead(PolicyFunction):
@@ -101,9 +94,7 @@ def folded_in(module: nn.Module) -> list[nn.Parameter]:
 
 
 def tensor_sites(module: nn.Module) -> dict[str, list[str]]:
-    """
-    By the first name of each parameter and buffer the names of all distinct places that hold it: weights may be tied.
-    """
+    """By the first name of each parameter and buffer those of all places that hold it: weights may be tied."""
     sites: dict[int, list[str]] = {}
     for prefix, submodule in module.named_modules():  # each submodule once, whatever it is called elsewhere
         tensors = {**submodule._parameters, **submodule._buffers}

@@ -20,12 +20,7 @@ SMALLEST_ESTIMATE, LARGEST_ESTIMATE = 1e-30, 1e30
 
 
 class Estimate(NamedTuple):
-    """
-    A mean with its uncertainty.
-
-    :param mean: the mean, in reward units
-    :param stderr: its standard error, same units
-    """
+    """A mean and its standard error, both in reward units."""
 
     mean: float
     stderr: float
@@ -144,8 +139,7 @@ def episode_ids(dones: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
 
 def performance(residuals: FloatArray, dones: npt.NDArray[np.bool_]) -> Estimate:
     """
-    Mean TD residual of a rollout, shape (T, N), NaN where faulty, with the larger of two standard errors; NaN where
-    more than half of the transitions are faulty.
+    Mean TD residual of a rollout (T, N), NaN where faulty, with the larger of two standard errors; NaN where most are.
 
     Blocks of equal length miss what repeats with each episode where few episodes fit a rollout; whole episodes miss
     what happens where they are longer than it. Each sees what the other misses.
@@ -207,9 +201,7 @@ def difference(after: Estimate, before: Estimate) -> Estimate:
 
 
 def episode_returns(returns: FloatArray) -> Estimate:
-    """
-    Mean return of finished episodes (E,), the model-free alternative to TD residuals; NaN where fewer than two ended.
-    """
+    """Mean return of finished episodes (E,), the model-free alternative to TD residuals; NaN of fewer than two."""
     if len(returns) < 2:
         return Estimate(math.nan, math.inf)
     return Estimate(float(np.mean(returns)), float(np.std(returns, ddof=1)) / math.sqrt(len(returns)))

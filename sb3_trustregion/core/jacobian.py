@@ -33,10 +33,7 @@ class ReverseTwice:
 
 
 def pulled_back(outputs: Parameters, vector: th.Tensor, cotangents: Parameters, **kwargs: bool) -> th.Tensor:
-    """
-    Jᵀu, shape (P,), of cotangents u shaped as the outputs, of which some are attached to a graph from the leaf θ: a
-    frozen standard deviation, say, is not.
-    """
+    """Jᵀu, shape (P,), of cotangents u shaped as the outputs; some, as a frozen σ, need not hang on the leaf θ."""
     attached = [pair for pair in zip(outputs, cotangents, strict=True) if pair[0].requires_grad]
     (result,) = th.autograd.grad([one for one, _ in attached], vector, [u for _, u in attached], **kwargs)
     return result

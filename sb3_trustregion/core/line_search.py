@@ -46,10 +46,7 @@ def step_size(solution: CGSolution, surrogate: Surrogate, radius: float, shortes
 
 
 def fixed_step(surrogate: Surrogate, solution: CGSolution, alpha: float) -> Step:
-    """
-    The step to θ_k + α·x, without radius or line search (Kakade 2001); invalid where the direction vanishes or the
-    policy would leave the finite numbers.
-    """
+    """The step to θ_k + α·x (Kakade 2001); invalid where the direction vanishes or the policy would not be finite."""
     if vanishes(solution):
         return invalid_step(surrogate, VANISHING)
     parameters = surrogate.origin + alpha * solution.x
@@ -62,10 +59,7 @@ def fixed_step(surrogate: Surrogate, solution: CGSolution, alpha: float) -> Step
 def backtrack(
     surrogate: Surrogate, solution: CGSolution, radius: float, shrinking_factor: float, max_iter: int
 ) -> Step:
-    """
-    Scale x to the radius δ, nats, joint over action dimensions; shrink it until the KL is within δ and the model
-    improves. Invalid where none of ``max_iter`` trial points would do.
-    """
+    """Scale x to the radius δ (joint nats), shrink it until KL ≤ δ and L improves; invalid after ``max_iter`` tries."""
     if vanishes(solution):
         return invalid_step(surrogate, VANISHING)
     alpha = step_size(solution, surrogate, radius, shrinking_factor ** (max_iter - 1))

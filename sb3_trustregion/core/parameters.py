@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_trustregion.core.batch import cut, pieces_of, take
+from sb3_trustregion.core.batch import pieces_of, take
 from sb3_trustregion.core.distributions import Observations, distribution_parameters, preserved_distribution
 from sb3_trustregion.core.functional import folded_in, unfold
 from sb3_trustregion.core.jacobian import differentiable_twice
@@ -45,9 +45,7 @@ class ParameterVector(NamedTuple):
         # One by one: of views that come out together none may be changed in place, as some embeddings do.
         ends = itertools.accumulate(self.sizes)
         layout = zip(self.names, ends, self.sizes, self.shapes, self.dtypes, strict=True)
-        return {
-            name: vector.narrow(0, end - size, size).view(shape).to(dtype) for name, end, size, shape, dtype in layout
-        }
+        return {name: vector[end - size : end].view(shape).to(dtype) for name, end, size, shape, dtype in layout}
 
     @th.no_grad()
     def write(self, policy: ActorCriticPolicy, vector: th.Tensor) -> None:
@@ -67,7 +65,7 @@ def actor_parameters(policy: ActorCriticPolicy, observations: Observations) -> P
     The layout of the trainable parameters that influence the action distribution, empty where all of them are frozen:
     autograd knows, names do not. By all observations that are learned from: a head may act in some states alone.
     """
-    pieces = [_acting(policy, cut(observations, piece))[1] for piece in pieces_of(observations)]
+    pieces = [_acting(policy, take(observations, piece))[1] for piece in pieces_of(observations)]
     actor = {name: leaf for name, leaf in policy.named_parameters() if any(name in piece for piece in pieces)}
     n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
     outputs, leaves = _acting(policy, take(observations, th.linspace(0, n - 1, min(n, FEW), device="cpu").long()))
@@ -81,11 +79,7 @@ def actor_parameters(policy: ActorCriticPolicy, observations: Observations) -> P
 
 def _acting(policy: ActorCriticPolicy, observations: Observations) -> tuple[list[th.Tensor], dict[str, th.Tensor]]:
     """Those of the distributions' parameters that have a gradient, and those of the policy's that they depend on."""
-    trainable: dict[str, th.Tensor] = {
-        name: parameter
-        for name, parameter in policy.named_parameters()
-        if parameter.requires_grad and VALUE_HEAD not in name
-    }
+    trainable = {name: p for name, p in policy.named_parameters() if p.requires_grad and VALUE_HEAD not in name}
     unfold(policy)
     with preserved_distribution(policy), th.enable_grad():
         outputs = distribution_parameters(policy.get_distribution(observations))
@@ -148,10 +142,7 @@ def are_same(one: th.Tensor, other: th.Tensor) -> bool:
 
 
 def fingerprint(policy: ActorCriticPolicy, with_optimizer: bool = False) -> str:
-    """
-    A hash of all parameters and of which are trainable, with the optimiser's state or without: another one after any
-    change, by whatever road.
-    """
+    """A hash of all parameters and of which are trainable, with the optimiser's state or without: any change shows."""
     folded = folded_into(policy)
     digest = hashlib.blake2b(digest_size=16)
     for name, _ in policy.named_buffers():  # known by name; their values may follow the data

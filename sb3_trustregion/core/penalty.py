@@ -9,7 +9,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch.nn import functional as F
 
-from sb3_trustregion.core.batch import cut, pieces_of
+from sb3_trustregion.core.batch import pieces_of, take
 from sb3_trustregion.core.distributions import (
     Observations,
     Parameters,
@@ -96,7 +96,7 @@ def _distributions(policy: ActorCriticPolicy, observations: Observations) -> tup
     policy, outputs = uncompiled(policy), []
     with preserved_distribution(policy):
         for piece in pieces_of(observations):
-            distribution = policy.get_distribution(cut(observations, piece))
+            distribution = policy.get_distribution(take(observations, piece))
             outputs.append(distribution_parameters(distribution))
         return distribution, joined(outputs)
 

@@ -3,8 +3,7 @@ Step 5 of the trust-region algorithm: accept or roll back, grow or shrink the ra
 
 Pure functions of plain numbers. ``update_radius`` is the one seam: a new rule is one function in ``RULES``.
 
-The default rule, ``noise_aware``, goes to a radius that practice knows to be good (``prior``) as far as the evidence
-allows. To second order
+The default, ``noise_aware``, goes to a radius known to be good (``prior``) as far as evidence allows. To second order
 
     actual = predicted·(1 - θ·s)
 
@@ -181,7 +180,7 @@ def update_radius(state: TrustRegionState, measured: Improvement | None, rule: R
     if not measured.promise.used_radius:
         # A step that stopped short says nothing about how much further it might have gone.
         factor, without_feedback = min(factor, 1.0), min(without_feedback, 1.0)
-    changed = _direction(factor) != _direction(without_feedback)
+    changed = (factor > 1.0, factor < 1.0) != (without_feedback > 1.0, without_feedback < 1.0)
     moved = _scale(pooled, factor ** (rule.exponent / 2), rule)
     return replace(moved, rolled_back=False, n_feedback=state.n_feedback + int(changed))
 
@@ -231,7 +230,8 @@ def _pool(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> T
     )
     gain = measured.promise.gain
     expected = state.pooled_reliability * gain
-    actual = _within(measured.actual, expected, OUTLIER * (noise + expected))
+    limit = OUTLIER * (noise + expected)
+    actual = min(max(measured.actual, expected - limit), expected + limit)
     return replace(
         state,
         actual=fade * state.actual + measured.actual,
@@ -272,27 +272,14 @@ def _textbook(state: TrustRegionState, measured: Improvement, rule: RadiusRule) 
     return 2.0**2 if ratio > 0.75 else 1.0
 
 
-def _fixed(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> float:
-    """Keep the radius: an ablation, in which roll-back still works."""
-    return 1.0
-
-
 def _scale(state: TrustRegionState, factor: float, rule: RadiusRule) -> TrustRegionState:
     radius = min(max(state.radius * factor, rule.minimum), rule.maximum)
     return replace(state, radius=radius if factor != 1.0 else state.radius, factor=factor)
-
-
-def _within(value: float, middle: float, limit: float) -> float:
-    return min(max(value, middle - limit), middle + limit)
-
-
-def _direction(factor: float) -> int:
-    return int(factor > 1.0) - int(factor < 1.0)
 
 
 Decision = Callable[[TrustRegionState, Improvement], float]
 RULES: dict[str, Callable[[TrustRegionState, Improvement, RadiusRule], float]] = {
     "noise_aware": _noise_aware,
     "textbook": _textbook,
-    "fixed": _fixed,
+    "fixed": lambda state, measured, rule: 1.0,  # an ablation, in which roll-back still works
 }

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_trustregion.core.batch import Batch, cut, map_arrays, pieces_of, take
+from sb3_trustregion.core.batch import Batch, map_arrays, pieces_of, take
 from sb3_trustregion.core.distributions import Observations, Parameters, dimensions, joined, kl_divergence
 from sb3_trustregion.core.fisher import FisherProduct
 from sb3_trustregion.core.functional import ActionHead
@@ -54,9 +54,7 @@ class Evaluation(NamedTuple):
         return math.sqrt(2.0 * max(self.kl, 0.0))
 
     def promise(self, linear_gain: float, reliability: float, used_radius: bool) -> Promise:
-        """
-        What a step here promises on data that it was not fitted to; the arguments as in ``Promise``.
-        """
+        """What a step here promises on data that it was not fitted to; the arguments as in ``Promise``."""
         used_radius = used_radius and self.is_supported
         return Promise(self.gain, self.gain_stderr, linear_gain, reliability, self.length, used_radius)
 
@@ -67,8 +65,7 @@ HERE, NOWHERE = Evaluation(0.0, 0.0, 0.0, 1.0), Evaluation(math.nan, math.nan, m
 
 class Surrogate:
     """
-    L around the present parameters θ_k of a policy, which stays as it is; a ``ValueError`` where the policy gives no
-    proper distribution there (not finite).
+    L around parameters θ_k of a policy, which stays as it is; a ``ValueError`` where its distribution is not finite.
 
     :param damping: added to the Fisher matrix for each action dimension, as in sb3-contrib; λ is A times that
     :param fisher_sub_sampling_factor: the Fisher matrix is a mean over one in so many states, the gradient over all
@@ -115,7 +112,7 @@ class Surrogate:
         log_probs, outputs, gradients = [], [], list[th.Tensor]()
         for piece in pieces_of(half.observations):
             with th.enable_grad():
-                log_prob, output = self._forward(leaf, cut(half.observations, piece), half.actions[piece])
+                log_prob, output = self._forward(leaf, take(half.observations, piece), half.actions[piece])
             acted = None if half.log_probs is None else half.log_probs[piece]
             advantages = half.advantages[piece] * weights(log_prob.detach(), acted)
             gradients += th.autograd.grad(log_prob, leaf, advantages / batch.n_samples)
@@ -144,9 +141,7 @@ class Surrogate:
         """The model at a trial point θ, shape (P,); NaN where the policy gives no proper distribution there."""
         observations, actions = self.batch.observations, self.batch.actions
         try:
-            evaluated = [
-                self._forward(vector, cut(observations, piece), actions[piece]) for piece in pieces_of(observations)
-            ]
+            evaluated = [self._forward(vector, take(observations, p), actions[p]) for p in pieces_of(observations)]
         except ValueError:  # torch.distributions refuses parameters that are not finite
             return NOWHERE
         log_probs, outputs = zip(*evaluated, strict=True)
@@ -167,7 +162,5 @@ def weights(log_probs: th.Tensor, acted: th.Tensor | None) -> th.Tensor:
 
 
 def effective_share(ratios: th.Tensor) -> float:
-    """
-    Kish's effective sample size of importance weights over their number, in (0, 1]; NaN where they are not finite.
-    """
+    """Kish's effective sample size of importance weights over their number, in (0, 1]; NaN where one is not finite."""
     return float(ratios.mean() ** 2 / ratios.square().mean())

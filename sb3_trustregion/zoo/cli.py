@@ -9,13 +9,8 @@ from sb3_trustregion import ALGORITHMS
 from sb3_trustregion.zoo import doctor, register
 
 # Scripts that are a function, and the module that has it.
-_FUNCTIONS = {
-    "train": "rl_zoo3.train",
-    "enjoy": "rl_zoo3.enjoy",
-    "plot_train": "rl_zoo3.plots",
-    "plot_from_file": "rl_zoo3.plots",
-    "all_plots": "rl_zoo3.plots",
-}
+_PLOTS = ("plot_train", "plot_from_file", "all_plots")
+_FUNCTIONS = {"train": "rl_zoo3.train", "enjoy": "rl_zoo3.enjoy", **dict.fromkeys(_PLOTS, "rl_zoo3.plots")}
 # Scripts that are the main block of a module. RL Zoo's ``benchmark`` and ``record_training`` are missing
 # on purpose: they start ``python -m rl_zoo3...`` themselves, and only the hook reaches into those.
 _MODULES = ("record_video", "push_to_hub", "load_from_hub")

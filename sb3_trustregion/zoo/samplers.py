@@ -27,8 +27,7 @@ def sample(
     """
     Constructor arguments of any of our algorithms, by RL Zoo's name, as a trial suggests them.
 
-    ``n_actions`` is the number of action dimensions, 0 unless the action space is a Box; ``additional_args`` are of
-    other algorithms.
+    ``n_actions`` are action dimensions, 0 unless the space is a Box; ``additional_args`` are of other algorithms.
     """
     trial.suggest_float("one_minus_gamma", 0.0001, 0.1, log=True)
     trial.suggest_float("one_minus_gae_lambda", 0.005, 0.2, log=True)

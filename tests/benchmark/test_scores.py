@@ -110,7 +110,12 @@ def test_the_random_policy_is_as_committed(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == "CartPole-v1: random 21.61 (standard error 1.2, 100 episodes)\n"
 
 
-@pytest.mark.parametrize("text", ["{}", "tasks: {A: {random: 1}}", "tasks: {A: {random: 1, reference: 1}}", "- 1"])
+UNKNOWN = "tasks: {A: {random: n/a, reference: 1}}"
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "tasks: {A: {random: 1}}", "tasks: {A: {random: 1, reference: 1}}", "- 1", UNKNOWN]
+)
 def test_malformed_references_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "references.yml"
     path.write_text(text)

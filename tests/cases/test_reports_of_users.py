@@ -251,7 +251,7 @@ class Column(Shaped):
 )
 def test_rewards_of_one_environment_in_any_shape(algorithm: type[Any], wrapper: Any) -> None:
     env = make_vec_env(lambda: Bandit(0.0, 1.0))
-    model = bandit_model(algorithm, wrapper(env), n_steps=UPDATE).learn(10 * UPDATE)
+    model = bandit_model(algorithm, wrapper(env), n_steps=UPDATE // 2).learn(5 * UPDATE)
     assert model.n_faulty_steps == 0
     assert probability(model, 1) > 0.8
 

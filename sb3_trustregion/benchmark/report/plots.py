@@ -98,7 +98,6 @@ def traces(collection: Collection, task: str, variants: list[Variant]) -> Figure
 
 
 def _lines(frames: list[pd.DataFrame], order: list[str], title: str, **options: Any) -> Figure:
-    """Draw panels of lines by seaborn."""
     data = pd.concat(frames, ignore_index=True)
     order = [label for label in order if label in set(data["line"])]
     lines = {"hue": "line", "style": "line", "hue_order": order, "style_order": order, "palette": _palette(order)}

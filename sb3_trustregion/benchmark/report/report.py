@@ -6,17 +6,9 @@ import numpy as np
 import pandas as pd
 
 from sb3_trustregion.benchmark.mixtures import EVALUATION_SEEDS, GYMNASIUM
-from sb3_trustregion.benchmark.report import plots, tables
+from sb3_trustregion.benchmark.report import plots, statistics, tables
 from sb3_trustregion.benchmark.report.page import Page
 from sb3_trustregion.benchmark.report.scores import METRICS, REFERENCES, Collection, Reference, collect, read_references
-from sb3_trustregion.benchmark.report.statistics import (
-    Block,
-    Estimates,
-    estimate,
-    improvement_probability,
-    interquartile_mean,
-    make_block,
-)
 from sb3_trustregion.benchmark.results import Results
 from sb3_trustregion.benchmark.run.spec import title
 from sb3_trustregion.benchmark.variants import ABLATION, OURS, SENSITIVITY, STOCK, TUNED, Variant
@@ -85,13 +77,13 @@ class Report:
         self._distributions(block, name)
         self._curves(variants, name)
 
-    def _compare(self, variants: list[Variant], name: str, pairs: list[tuple[Variant, Variant]]) -> Block:
+    def _compare(self, variants: list[Variant], name: str, pairs: list[tuple[Variant, Variant]]) -> statistics.Block:
         """Show interquartile means, and which of a pair is better, over all tasks where no run is missing."""
-        block = make_block(self.collection, variants, self.references)
+        block = statistics.make_block(self.collection, variants, self.references)
         if block.left_out:
             self.page.add(f"Left out of what is taken over all tasks: {'; '.join(block.left_out)}.", NOTE)
         if block.tasks:
-            estimates = estimate(block.scores, interquartile_mean, self.reps)
+            estimates = statistics.estimate(block.scores, statistics.interquartile_mean, self.reps)
             self._keep("aggregate", estimates, name, list(METRICS))
             self.page.table(tables.overview(self.collection, block, estimates))
             if block.seeds != self.collection.seeds:
@@ -101,21 +93,21 @@ class Report:
             self.page.picture(f"{name}-intervals", plots.intervals(estimates, list(METRICS.values())), caption)
         if block.tasks and pairs:
             both = {f"{x.label}|{y.label}": [block.final[x.label], block.final[y.label]] for x, y in pairs}
-            probabilities = estimate(both, improvement_probability, self.reps)
+            probabilities = statistics.estimate(both, statistics.improvement_probability, self.reps)
             self._keep("improvement", probabilities, name)
             self.page.picture(f"{name}-improvement", plots.improvements(probabilities), IMPROVEMENT.replace("\n", " "))
             self.page.table(tables.improvements(probabilities))
         return block
 
-    def _distributions(self, block: Block, name: str) -> None:
+    def _distributions(self, block: statistics.Block, name: str) -> None:
         if block.tasks:
-            curves = estimate(block.curves, interquartile_mean, self.reps)
+            curves = statistics.estimate(block.curves, statistics.interquartile_mean, self.reps)
             self._keep("sample_efficiency", curves, name)
             caption = "Sample efficiency: higher and further left is better."
             self.page.picture(f"{name}-sample-efficiency", plots.sample_efficiency(curves), caption)
             values = np.stack(list(block.final.values()))
             taus = np.linspace(min(values.min(), 0.0), max(values.max(), 1.0), 101)
-            shares = estimate(block.final, lambda scores: (scores[..., None] > taus).mean(axis=(0, 1)), self.reps)
+            shares = statistics.estimate(block.final, lambda x: (x[..., None] > taus).mean(axis=(0, 1)), self.reps)
             caption = "Performance profiles of final policies: higher is better."
             self.page.picture(f"{name}-profiles", plots.profiles(shares, taus), caption)
 
@@ -125,12 +117,12 @@ class Report:
             caption = "Raw returns of training episodes: mean over the seeds that finished, from the worst to the best."
             self.page.picture(f"{name}-learning-curves", figure, caption)
 
-    def _keep(self, table: str, estimates: Estimates, section: str, figures: list[str] | None = None) -> None:
+    def _keep(self, name: str, estimates: statistics.Estimates, section: str, figures: list[str] | None = None) -> None:
         for label, point in estimates.points.items():
             low, high = estimates.intervals[label]
             names: list[str] | range = figures or range(1, len(point) + 1)
             rows = {"section": section, "variant": label, "figure": names, "point": point, "low": low, "high": high}
-            self.data.setdefault(table, []).append(pd.DataFrame(rows))
+            self.data.setdefault(name, []).append(pd.DataFrame(rows))
 
     def _radius(self) -> None:
         ablations = self.collection.select(lambda variant: variant.role == ABLATION)

@@ -41,7 +41,7 @@ def read_references(path: Path = REFERENCES) -> dict[str, Reference]:
     try:
         tasks = yaml.safe_load(path.read_text("utf-8"))["tasks"]
         by_task = {task: Reference(float(entry["random"]), float(entry["reference"])) for task, entry in tasks.items()}
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"references must be a file with random and reference per task, got {str(path)!r}") from error
     for task, (random, reference) in by_task.items():
         if not reference > random:
@@ -50,10 +50,7 @@ def read_references(path: Path = REFERENCES) -> dict[str, Reference]:
 
 
 def last_returns(timesteps: Array, returns: Array) -> float:
-    """
-    Mean return over the last tenth of the episodes, which ended at ``timesteps``, with all that ended together with the
-    first of these; NaN where none ended.
-    """
+    """Mean return of the last tenth of the episodes, and of all that ended with its first one; NaN where none ended."""
     if len(returns) == 0:
         return np.nan
     first = timesteps[-max(round(LAST_EPISODES * len(returns)), 1)]

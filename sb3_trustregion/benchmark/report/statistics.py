@@ -57,10 +57,8 @@ def make_block(collection: Collection, variants: list[Variant], references: Mapp
     scores, curves = {}, {}
     for variant in variants:
         shape = len(seeds), len(tasks)
-        scores[variant.label], curves[variant.label] = (
-            np.zeros((*shape, len(METRICS))),
-            np.zeros((*shape, N_CHECKPOINTS)),
-        )
+        scores[variant.label] = np.zeros((*shape, len(METRICS)))
+        curves[variant.label] = np.zeros((*shape, N_CHECKPOINTS))
         for row, seed in enumerate(seeds):
             for column, task in enumerate(tasks):
                 key = task, variant.name, seed

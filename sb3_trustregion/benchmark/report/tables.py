@@ -86,9 +86,7 @@ def decisions(collection: Collection) -> pd.DataFrame:
 
 
 def spread_over_radii(block: Block, families: Mapping[str, Mapping[float, str]]) -> pd.DataFrame:
-    """
-    Largest minus smallest mean score of the final policies over the factors on the initial radius, a row per family.
-    """
+    """Largest minus smallest mean score of the final policies over factors on the initial radius, a row per family."""
     rows = {}
     for family, members in families.items():
         spreads = np.ptp([block.final[label].mean(axis=0) for label in members.values()], axis=0)

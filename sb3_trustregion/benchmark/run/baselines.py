@@ -12,9 +12,8 @@ BOUNDS = (1e-6, 1e-2)
 
 class KLAdaptivePPO(PPO):
     """
-    PPO whose learning rate shrinks by 1.5 where an update went beyond twice ``desired_kl`` and grows by 1.5 where it
-    stayed below half of it, within [1e-6, 1e-2] (Heess et al. 2017, arXiv 1707.02286, adapt a penalty so; Rudin et al.
-    2022, arXiv 2109.11978, the learning rate).
+    PPO whose learning rate shrinks by 1.5 after more than twice ``desired_kl`` and grows by 1.5 after less than half,
+    within [1e-6, 1e-2] (Rudin et al. 2022, arXiv 2109.11978; so Heess et al. 2017, arXiv 1707.02286, adapt a penalty).
 
     :param desired_kl: mean KL of an update, nats, joint over action dimensions
     """

@@ -29,7 +29,7 @@ def read_grid(path: Path) -> dict[str, Any]:
     """The entries of a YAML file, ``output`` relative to it; where that is missing, the file's name without suffix."""
     try:
         values = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"grid must be a YAML file that can be read, got {str(path)!r}: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"grid must have the entries {', '.join(KEYS)}, got {values!r}")
@@ -70,10 +70,8 @@ def make_specs(values: dict[str, Any], is_evaluation: bool = False) -> tuple[lis
 
 
 def _check_entries(values: dict[str, Any]) -> None:
-    if set(values) - set(KEYS):
-        raise ValueError(
-            f"grid must have the entries {', '.join(KEYS)}, got {sorted(map(str, set(values) - set(KEYS)))}"
-        )
+    if values.keys() - KEYS:
+        raise ValueError(f"grid must have the entries {', '.join(KEYS)}, got {sorted(map(str, values.keys() - KEYS))}")
     for name, value in values.items():
         if not isinstance(value, KEYS[name]):
             raise ValueError(f"{name} must be a {' or a '.join(kind.__name__ for kind in KEYS[name])}, got {value!r}")

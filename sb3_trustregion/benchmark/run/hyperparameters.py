@@ -85,9 +85,7 @@ def algorithms() -> dict[str, type[Any]]:
 
 
 def derive_variant(name: str, definition: Any) -> Variant:
-    """
-    The variant that a grid file defines by ``base``, the name of a variant, and ``hyperparameters``, what differs.
-    """
+    """The variant that a grid file defines by ``base``, a variant's name, and ``hyperparameters``, what differs."""
     if not isinstance(definition, dict) or set(definition) - {"base", "hyperparameters", "label"}:
         raise ValueError(f"variant {name!r} must be defined by base, hyperparameters and label, got {definition!r}")
     if name in VARIANTS or not name.replace("-", "").replace("_", "").replace(".", "").isalnum():

@@ -26,8 +26,7 @@ class Recorded(Judge):
     """
     Goes by what another run recorded.
 
-    :param recording: a row per update of that run: environment steps, radius, actual improvement and its standard
-        error, NaN where no step was judged
+    :param recording: a row per update: steps, radius, actual improvement and its standard error, NaN without a step
     :param seed: of what is drawn from it
     :raises ValueError: where the recording has no rows
     """
@@ -52,8 +51,7 @@ class Recorded(Judge):
 
 class ActualShuffled(Recorded):
     """
-    Every step is judged by what a step of another run brought: the right sizes, in random order, each of them once
-    before any comes again.
+    Every step is judged by what one of another run brought: the right sizes, in random order, each once in a turn.
 
     Not by those of this run: pooled over the window they would sum up to nearly what they truly are.
 

@@ -42,10 +42,7 @@ SECONDS_BETWEEN_SIGNS = 0.5
 
 
 class Recorder(BaseCallback):
-    """
-    Keeps the training episodes, and what each update logged beside the number of steps at which it was made; tells in
-    ``steps_file`` how far training is.
-    """
+    """Keeps episodes, and what each update logged after how many steps; tells in ``steps_file`` how far training is."""
 
     def __init__(self, steps_file: str = "") -> None:
         super().__init__()
