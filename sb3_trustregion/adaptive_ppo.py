@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_trustregion.common.guard import accept, refuse
 from sb3_trustregion.common.judge import Judge, Snapshot, Verdict, make_judge, rule_of
-from sb3_trustregion.common.learning_data import make_batch, replace_faulty_samples, unit_of_advantages
+from sb3_trustregion.common.learning_data import make_batch, replace_faulty_samples
 from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, begin_update, find_actor, tells_what_acts
 from sb3_trustregion.common.update_log import log_update, of_evaluation, of_no_update
 from sb3_trustregion.common.validation import (
@@ -207,7 +207,6 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         batch = make_batch(self.rollout_buffer, rollout.faulty)
         if not batch.n_samples:
             return self._refuse(verdict, self.recorder.last_fault or "no advantage is finite")
-        unit = unit_of_advantages(rollout, self.rollout_buffer)
         replace_faulty_samples(self.rollout_buffer, rollout.faulty)
         policy, actor = uncompiled(self.policy), _find_actor(self.policy, batch)
         before = Snapshot.of(policy)
@@ -230,7 +229,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         accept(self)
         linear_gain = float(surrogate.gradient.dot(actor.flatten(policy) - surrogate.origin))
         promise = evaluation.promise(linear_gain, share, evaluation.length >= USED_RADIUS * clip_range)
-        self.judge.expect(promise, rollout, before, policy, unit)
+        self.judge.expect(promise, rollout, before, policy)
         logged = of_evaluation(surrogate, evaluation, linear_gain) | {"reliability": share}
         log_update(self, StepStatus.ACCEPTED, verdict, **logged)
 

@@ -8,7 +8,6 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_trustregion.common.judge import Judge, Snapshot, make_judge, rule_of
-from sb3_trustregion.common.learning_data import unit_of_advantages
 from sb3_trustregion.common.natural_gradient import NaturalGradientAlgorithm
 from sb3_trustregion.common.on_policy import begin_update
 from sb3_trustregion.common.update_log import log_update, of_no_update, of_policy, of_step
@@ -210,8 +209,7 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
         self._take(step, actor)
         logged = of_step(surrogate, step, solution) | {"value_loss": self._fit_critic(batch, actor)}
         if promise is not None:
-            unit = unit_of_advantages(rollout, self.rollout_buffer)
-            self.judge.expect(promise, rollout, before, self.policy, unit)
+            self.judge.expect(promise, rollout, before, self.policy)
             logged["reliability"] = promise.reliability
         elif step.radius_at_fault:
             self.judge.shrink()

@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
 
 from sb3_trustregion.common.files import DamagedFileError, check_complete, reading
 from sb3_trustregion.common.random_states import random_states, set_random_states
@@ -44,7 +44,7 @@ class ResumableCheckpointCallback(BaseCallback):
     :param name_prefix: their names are ``{name_prefix}_{steps}_steps.zip``
     :param keep: how many are kept
     :param verbose: verbosity level: 0 for no output, 1 to tell of each checkpoint
-    :raises ValueError: where an argument is out of range
+    :raises ValueError: where an argument is out of range, or the callback is within SB3's ``EventCallback``
     """
 
     def __init__(
@@ -54,10 +54,15 @@ class ResumableCheckpointCallback(BaseCallback):
         self.save_freq = check_integer("save_freq", save_freq, at_least=1)
         self.save_path = Path(save_path)
         self.name_prefix = name_prefix
+        if Path(name_prefix).name != name_prefix:
+            raise ValueError(f"name_prefix must be a file's name, got {name_prefix!r}: folders go into save_path")
         self.keep = check_integer("keep", keep, at_least=1)
         self._last_saved = 0
 
     def _init_callback(self) -> None:
+        if isinstance(self.parent, EventCallback):
+            where = type(self.parent).__name__
+            raise ValueError(f"callback must not be within {where}, which does not tell when a rollout starts")
         self.save_path.mkdir(parents=True, exist_ok=True)
         for partial in self.save_path.glob(f"*{TEMPORARY}"):
             if steps_of(partial.with_suffix(""), self.name_prefix) >= 0:
@@ -176,7 +181,7 @@ def _resumed(algorithm: type[Model], path: Path, state: dict[str, Any], env: Gym
     before = random_states()
     try:
         model = algorithm.load(path, env=env, **kwargs)
-        statistics = _matching(model.get_vec_normalize_env(), state["vec_normalize"])
+        statistics = _matching(_normalizers(model), state["vec_normalize"])
         restart_environments(model, int(state["environment_seed"]))
         set_random_states(state["random"])
     except BaseException:
@@ -196,12 +201,11 @@ def restart_environments(model: BaseAlgorithm, seed: int) -> None:
 
 def training_state(model: BaseAlgorithm) -> dict[str, Any]:
     """What the model itself does not save, in tensors and plain numbers."""
-    normalizer = model.get_vec_normalize_env()
     # Drawn from the step count, not from a generator: saving must not change what comes after.
     environment_seed = ((model.seed or 0) * 1_000_003 + model.num_timesteps) % 2**31
     return {
         "environment_seed": environment_seed,
-        "vec_normalize": None if normalizer is None else _statistics(normalizer),
+        "vec_normalize": [_statistics(normalizer) for normalizer in _normalizers(model)],
         "random": getattr(getattr(model, "recorder", None), "random_before", None) or random_states(),
     }
 
@@ -214,6 +218,15 @@ def _read_state(path: Path) -> dict[str, Any]:
             raise DamagedFileError(f"{path} is not a complete checkpoint: it lacks the training state")
         state: dict[str, Any] = th.load(BytesIO(archive.read(MEMBER)), map_location="cpu", weights_only=True)
         return {name: state[name] for name in ("environment_seed", "vec_normalize", "random")}
+
+
+def _normalizers(model: BaseAlgorithm) -> list[VecNormalize]:
+    """Every ``VecNormalize`` around the environments, from the outermost in."""
+    found, normalizer = [], model.get_vec_normalize_env()
+    while normalizer is not None:
+        found.append(normalizer)
+        normalizer = unwrap_vec_normalize(normalizer.venv)
+    return found
 
 
 def _statistics(normalizer: VecNormalize) -> dict[str, Any]:
@@ -230,19 +243,23 @@ def _of_observations(normalizer: VecNormalize) -> dict[str, RunningMeanStd]:
     return rms if isinstance(rms, dict) else {"": rms}
 
 
-def _matching(normalizer: VecNormalize | None, saved: dict[str, Any] | None) -> list[tuple[RunningMeanStd, list[Any]]]:
+def _matching(normalizers: list[VecNormalize], saved: list[dict[str, Any]]) -> list[tuple[RunningMeanStd, list[Any]]]:
     """Pair statistics with what was saved of them; a ``ValueError`` where they are not those that were saved."""
-    if normalizer is None or saved is None:
-        if normalizer is None and saved is None:
-            return []
-        no = "not " if saved is None else ""
-        raise ValueError(f"env must {no}be wrapped in VecNormalize, as it was {no}when the checkpoint was written")
-    present, earlier = _of_observations(normalizer), saved["observations"]
-    shapes = {key: tuple(part.mean.shape) for key, part in present.items()}
-    saved_shapes = {key: tuple(moments[0].shape) for key, moments in earlier.items()}
-    if shapes != saved_shapes:
-        raise ValueError(f"env must normalise observations as the checkpoint's did, {saved_shapes}, got {shapes}")
-    return [(normalizer.ret_rms, saved["returns"]), *((present[key], moments) for key, moments in earlier.items())]
+    if len(normalizers) != len(saved):
+        no = "" if saved else "not "
+        raise ValueError(
+            f"env must {no}be wrapped in VecNormalize, as it was {no}when the checkpoint was written: {len(saved)} "
+            f"time(s), got {len(normalizers)}"
+        )
+    pairs = []
+    for normalizer, earlier in zip(normalizers, saved, strict=True):
+        present, moments = _of_observations(normalizer), earlier["observations"]
+        shapes = {key: tuple(part.mean.shape) for key, part in present.items()}
+        saved_shapes = {key: tuple(part[0].shape) for key, part in moments.items()}
+        if shapes != saved_shapes:
+            raise ValueError(f"env must normalise observations as the checkpoint's did, {saved_shapes}, got {shapes}")
+        pairs += [(normalizer.ret_rms, earlier["returns"]), *((present[key], moments[key]) for key in moments)]
+    return pairs
 
 
 def _sync_folder(folder: Path) -> None:

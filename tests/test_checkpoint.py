@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
@@ -302,3 +302,26 @@ def test_noise_of_gsde_is_drawn_as_if_never_interrupted(
     reference = new().learn(4 * ROLLOUT, callback=ResetsThere())
     np.testing.assert_array_equal(resumed.rollout_buffer.actions, reference.rollout_buffer.actions)
     assert_same(numbers_of(resumed), numbers_of(reference))
+
+
+def test_each_of_several_normalisations_goes_on(tmp_path: Path) -> None:
+    reference = make_model(env=VecNormalize(make_env())).learn(2 * ROLLOUT)
+    save_checkpoint(reference, tmp_path / "there.zip")
+    resumed = resume(AdaptiveTRPO, tmp_path / "there.zip", VecNormalize(make_env()))
+    for outer, inner in ((reference.env, resumed.env), (reference.env.venv, resumed.env.venv)):
+        assert inner.obs_rms.count == outer.obs_rms.count > 2 * ROLLOUT
+        np.testing.assert_array_equal(inner.obs_rms.mean, outer.obs_rms.mean)
+        assert inner.ret_rms.var == outer.ret_rms.var
+    with pytest.raises(ValueError, match=r"as it was when the checkpoint was written: 2 time\(s\), got 1"):
+        resume(AdaptiveTRPO, tmp_path / "there.zip", make_env())
+
+
+def test_a_callback_that_is_told_of_no_rollout_is_refused(tmp_path: Path) -> None:
+    nested = EveryNTimesteps(ROLLOUT, ResumableCheckpointCallback(ROLLOUT, tmp_path))
+    with pytest.raises(ValueError, match="callback must not be within EveryNTimesteps"):
+        make_model().learn(ROLLOUT, callback=nested)
+
+
+def test_a_prefix_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="name_prefix must be a file's name, got 'run/one'"):
+        ResumableCheckpointCallback(ROLLOUT, tmp_path, name_prefix="run/one")

@@ -7,6 +7,7 @@ keeps it, and tells the next radius. The judge knows a policy and rollouts, no e
 
 import copy
 import functools
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, get_type_hints
@@ -53,6 +54,7 @@ REGAINED = 0.5
 # Steps in a row that could not be judged: at so many the user is told.
 MANY_UNJUDGED = 10
 CHANGED = "the policy has been changed since"
+TOO_FEW = "a rollout has too few parts that are independent: episodes (by Monitor), or stretches of one noise of gSDE"
 # Both rollouts are brought to one unit of reward; where it has changed by more than this, the critic's is another too.
 LARGEST_DRIFT = 2.0
 
@@ -229,8 +231,11 @@ class Judge:
         if pending is None or reason:
             self.state = self.decide(None)
             return Verdict(self.state)
-        self.n_unjudged_in_a_row = 0
         before, (after, measured) = self.state, self._measure(rollout, pending, policy)
+        if math.isfinite(measured.stderr):
+            self.n_unjudged_in_a_row = 0
+        else:
+            self._leave_unjudged(TOO_FEW)
         measured = self.perceive(measured)
         self.state = self.decide(measured)
         if self.state.rolled_back:
@@ -241,9 +246,7 @@ class Judge:
             self.rejected = Rejected(pending._replace(before=restored, left=left), after, before)
         return Verdict(self.state, measured, self.state.rolled_back)
 
-    def expect(
-        self, promise: Promise, rollout: Rollout, before: Snapshot, policy: ActorCriticPolicy, unit: float = 1.0
-    ) -> None:
+    def expect(self, promise: Promise, rollout: Rollout, before: Snapshot, policy: ActorCriticPolicy) -> None:
         """
         Register a step, to be judged by the next rollout; by the surrogate it is judged at once.
 
@@ -251,14 +254,13 @@ class Judge:
         :param rollout: that it was computed from
         :param before: the policy before the update
         :param policy: after the whole update
-        :param unit: rewards for each unit of the advantages that the promise is made of
         """
         policy = uncompiled(policy)
         if self.estimator == "surrogate":
             linear = promise._replace(gain=promise.linear_gain, reliability=1.0)
             self.state = self.decide(self.perceive(Improvement(promise.gain, 0.0, linear)))
         elif rollout.is_recorded:
-            promise = promise.scaled(unit)
+            promise = promise.scaled(rollout.unit)
             scale = float(rollout.scales[-1])
             baseline = fares(rollout, scale, self.estimator, lambda: rollout.own_residuals(scale))
             moved, left = before.changed(policy), fingerprint(policy, before.joint)
@@ -314,14 +316,16 @@ class Judge:
         ratios = old_ratios(rollout, step.before, policy)
         if not effective_share(th.from_numpy(ratios)) >= LEAST_EFFECTIVE_SHARE:  # nor where ratios are NaN
             return after, Improvement(*whole, step.promise)
-        return after, Improvement(*own_share(residuals(), ratios, rollout.dones), step.promise, whole)
+        return after, Improvement(
+            *own_share(residuals(), ratios, rollout.dones, rollout.noise_held), step.promise, whole
+        )
 
 
 def fares(rollout: Rollout, scale: float, estimator: str, residuals: Callable[[], FloatArray]) -> Estimate:
     """How a policy fares in its rollout: mean episode return, which asks no critic, or mean TD residual."""
     if estimator == "episodes":
         return episode_returns(rollout.episode_returns / scale)
-    return performance(residuals(), rollout.dones)
+    return performance(residuals(), rollout.dones, rollout.noise_held)
 
 
 def was_in_vain(rejected: Rejected, now: Estimate) -> bool:
@@ -333,6 +337,9 @@ def was_in_vain(rejected: Rejected, now: Estimate) -> bool:
 def rule_of(model: Any) -> RadiusRule:
     """The configuration of step 5 by the arguments of a model; a ``ValueError`` where one is out of range."""
     check_choice("improvement_estimator", model.improvement_estimator, ESTIMATORS)
+    for name in ("radius_window", "radius_prior", "rollback_z"):
+        if isinstance(getattr(model, name), bool):
+            raise ValueError(f"{name} must be a number, got {getattr(model, name)}")
     settle(model, check_integer, "radius_window", at_least=1)
     settle(model, check_number, "rollback_z", optional=True, above=0.0)
     settle(model, check_number, "radius_prior", above=0.0)
@@ -353,8 +360,16 @@ def rule_of(model: Any) -> RadiusRule:
 
 def make_judge(model: Any, start: float, given: float) -> Judge:
     """The judge that a model's arguments ask for; ``start`` and ``given`` as in ``Judge``."""
-    judge_class: type[Judge] = model.judge_class or Judge
-    return judge_class(rule_of(model), start, given, model.improvement_estimator, **(model.judge_kwargs or {}))
+    judge_class: type[Judge] = Judge if model.judge_class is None else model.judge_class
+    if not (isinstance(judge_class, type) and issubclass(judge_class, Judge)):
+        raise ValueError(f"judge_class must be a subclass of Judge, got {judge_class!r}")
+    rule = rule_of(model)
+    try:
+        return judge_class(rule, start, given, model.improvement_estimator, **(model.judge_kwargs or {}))
+    except TypeError as error:
+        raise ValueError(
+            f"judge_kwargs must be arguments of {judge_class.__name__}, got {model.judge_kwargs!r}"
+        ) from error
 
 
 def obstacle(rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> str:

@@ -21,7 +21,9 @@ from sb3_trustregion.core.improvement import FloatArray, alternating_signs, bloc
 # Squares of anything below this stay within single precision.
 LARGEST_USABLE = 1e18
 # Advantages that go so much with those by the rewards are the same in a unit of their own.
-LEAST_CORRELATION = 0.9
+LEAST_CORRELATION = 0.99
+# What single precision makes of differences, over the largest advantage or value.
+ROUNDING = 1e-5
 # What ``get()`` flattens in place, environment by environment.
 SCALARS = ("values", "log_probs", "advantages", "returns")
 FLATTENED = ("observations", "actions", *SCALARS)
@@ -56,6 +58,8 @@ class Rollout(NamedTuple):
     gamma: float  # discount factor
     is_recorded: bool  # whether all of this is known: a buffer filled by the user's own loop has no record beside it
     starts_fresh: bool  # whether all environments began an episode with it, as after a reset
+    noise_held: int = 1  # steps for which gSDE holds its noise, at most T
+    unit: float = 1.0  # rewards for each unit of the buffer's advantages
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -122,18 +126,19 @@ def _is_like(stored: Any, seen: Any) -> bool:
     return bool(stored.dtype.kind == seen.dtype.kind and stored[0, 0].size == seen[0].size)
 
 
-def unit_of_advantages(rollout: Rollout, buffer: RolloutBuffer) -> float:
+def as_advantages_say(rollout: Rollout, buffer: RolloutBuffer) -> Rollout:
     """
-    Rewards for each unit of the buffer's advantages: 1 where SB3 computed them, another where the user has scaled them.
+    A rollout with the rewards that the buffer's advantages are made of, which is what is learned from.
 
     GAE's advantages obey A = d + γ·λ·A' within an episode. So it is d that is compared, by the buffer's advantages and
-    by the rewards, both without what a constant added to all advantages would make of it: the slope of the latter on
-    the former; 1 where the two say different things, or nothing was recorded.
+    by the rewards. Where these differ by a factor alone, and by what a constant added to all advantages would make of
+    it, the user has scaled them: that is the ``unit``. Where they say different things (a bonus added to them, say),
+    the difference is taken for rewards. SB3's own differ by rounding.
     """
-    if not rollout.is_recorded:
-        return 1.0
+    if not rollout.is_recorded or not hasattr(buffer, "gae_lambda"):
+        return rollout
     by_rewards = rollout._replace(scales=np.ones(len(rollout.scales))).own_residuals(1.0)
-    fade = buffer.gamma * buffer.gae_lambda * ~rollout.dones
+    fade = getattr(buffer, "gamma", rollout.gamma) * buffer.gae_lambda * ~rollout.dones
     fade[-1] = 0.0
     advantages = in_time(buffer, "advantages").astype(np.float64)
     by_advantages = advantages - fade * np.roll(advantages, -1, axis=0)
@@ -141,10 +146,14 @@ def unit_of_advantages(rollout: Rollout, buffer: RolloutBuffer) -> float:
     constant = 1.0 - fade[sound]
     norm = max(constant.dot(constant), np.finfo(np.float64).tiny)
     y, x = (d[sound] - constant * (constant.dot(d[sound]) / norm) for d in (by_rewards, by_advantages))
-    if not x.dot(x) > 0.0 or not y.dot(y) > 0.0:
-        return 1.0
-    slope, correlation = x.dot(y) / x.dot(x), x.dot(y) / np.sqrt(x.dot(x) * y.dot(y))
-    return 1.0 if abs(slope - 1.0) < 0.1 or not correlation > LEAST_CORRELATION else float(slope)
+    rounding = ROUNDING * max(np.abs(part[sound]).max(initial=0.0) for part in (advantages, rollout.values))
+    if x.dot(x) > 0.0 and y.dot(y) > 0.0:
+        slope, correlation = x.dot(y) / x.dot(x), x.dot(y) / np.sqrt(x.dot(x) * y.dot(y))
+        if correlation > LEAST_CORRELATION:
+            return rollout if abs(slope - 1.0) < 0.1 else rollout._replace(unit=float(slope))
+    if not np.square(x - y).sum() > len(x) * rounding**2:
+        return rollout
+    return rollout._replace(rewards=rollout.rewards + np.where(sound, by_advantages - by_rewards, 0.0))
 
 
 def flatten_time(observations: ObsArray) -> ObsArray:

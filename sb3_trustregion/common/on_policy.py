@@ -22,7 +22,7 @@ from typing_extensions import Self
 from sb3_trustregion.common.files import StockModel, check_file, read_parameters
 from sb3_trustregion.common.guard import aside, screened
 from sb3_trustregion.common.judge import Judge
-from sb3_trustregion.common.learning_data import Rollout
+from sb3_trustregion.common.learning_data import Rollout, as_advantages_say
 from sb3_trustregion.common.random_states import random_states
 from sb3_trustregion.common.recorder import Recorder, RecordingCallback
 from sb3_trustregion.common.validation import argument_names, as_schedule, check_sizes, settle_on_policy
@@ -58,10 +58,12 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         self._validate()
         if self.num_timesteps == 0:
             check_sizes(self)
-        # Distributions of policies with memory are not of an observation alone.
-        is_recurrent = issubclass(self.policy_class, RecurrentActorCriticPolicy)
-        if not issubclass(self.policy_class, ActorCriticPolicy) or is_recurrent:
-            raise ValueError(f"policy must be an ActorCriticPolicy without memory, got {self.policy_class.__name__}")
+        # A function that makes one will do. Distributions of policies with memory are not of an observation alone.
+        made = self.policy_class if isinstance(self.policy_class, type) else ActorCriticPolicy
+        is_recurrent = issubclass(made, RecurrentActorCriticPolicy)
+        if not callable(self.policy_class) or not issubclass(made, ActorCriticPolicy) or is_recurrent:
+            name = getattr(self.policy_class, "__name__", repr(self.policy_class))
+            raise ValueError(f"policy must be an ActorCriticPolicy without memory, got {name}")
         self.recorder = Recorder()
         super()._setup_model()
         check_supported(self.policy.action_dist)
@@ -202,7 +204,7 @@ def begin_update(model: TrustRegionOnPolicyAlgorithm) -> Rollout:
     model._heed_arguments()
     rollout = model.recorder.rollout(model)
     model.n_faulty_steps += int(np.sum(rollout.faulty))
-    return rollout
+    return as_advantages_say(rollout, model.rollout_buffer) if hasattr(model, "judge") else rollout
 
 
 def find_actor(policy: ActorCriticPolicy, batch: Batch) -> ParameterVector:
@@ -230,4 +232,5 @@ def tells_what_acts(policy: ActorCriticPolicy, batch: Batch) -> bool:
         except Exception:  # whatever the user's way is to have none
             return False
     one, other = by_distribution.detach().double().flatten(), evaluated.detach().double().flatten()
-    return one.shape == other.shape and bool(th.isclose(one, other, rtol=1e-2, atol=1e-2, equal_nan=True).all())
+    is_same = one.shape == other.shape and th.isclose(one, other, rtol=1e-2, atol=1e-2, equal_nan=True).all()
+    return bool(is_same) and by_distribution.requires_grad == evaluated.requires_grad

@@ -210,6 +210,7 @@ class Recorder:
             gamma=float(model.gamma),
             is_recorded=True,
             starts_fresh=bool(np.all(buffer.episode_starts[0])),
+            noise_held=noise_held(model, shape[0]),
         )
         self._clear()
         return rollout
@@ -239,7 +240,9 @@ def unrecorded(shape: tuple[int, int], gamma: float) -> Rollout:
     values |= dict.fromkeys(("terminal_values", "episode_returns", "episode_lengths"), np.zeros(0))
     values |= {"terminal_observations": None, "truncated": np.zeros(0, dtype=np.int64), "scales": np.ones(shape[0])}
     values |= {"dones": np.zeros(shape, dtype=bool), "faulty": np.zeros(shape, dtype=bool)}
-    return Rollout(**values | {"gamma": float(gamma), "is_recorded": False, "starts_fresh": False})
+    return Rollout(
+        **values | {"gamma": float(gamma), "is_recorded": False, "starts_fresh": False, "noise_held": 1, "unit": 1.0}
+    )
 
 
 class RecordingCallback(BaseCallback):
@@ -279,6 +282,13 @@ class RecordingCallback(BaseCallback):
         with aside(self.screen):
             self.callback.on_rollout_end()
         self.recorder.end(self.model, self.locals)  # type: ignore[arg-type]
+
+
+def noise_held(model: OnPolicyAlgorithm, n_steps: int) -> int:
+    """For how many of a rollout's steps gSDE holds its noise; without it each has its own."""
+    if not model.use_sde:
+        return 1
+    return int(model.sde_sample_freq) if 1 <= model.sde_sample_freq < n_steps else n_steps
 
 
 def reward_scale(normalizer: VecNormalize | None) -> float:

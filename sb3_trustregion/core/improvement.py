@@ -15,6 +15,8 @@ FloatArray = npt.NDArray[np.floating]
 
 # Enough block means for a variance with 10 % error, few enough for blocks longer than the correlation time.
 TARGET_BLOCKS = 60
+# A deviation over fewer parts that are independent (episodes, or blocks as long as noise is held) says too little.
+FEWEST_PARTS = 5
 # Powers and ratios of what lies between stay finite.
 SMALLEST_ESTIMATE, LARGEST_ESTIMATE = 1e-30, 1e30
 
@@ -120,9 +122,9 @@ def blocks_per_env(n_steps: int, n_envs: int) -> int:
     return max(min(wanted, n_steps), 1)
 
 
-def block_ids(n_steps: int, n_envs: int) -> npt.NDArray[np.int64]:
-    """Shape (T, N): the block that each step belongs to, counted over all environments."""
-    n_blocks = blocks_per_env(n_steps, n_envs)
+def block_ids(n_steps: int, n_envs: int, at_least: int = 1) -> npt.NDArray[np.int64]:
+    """Shape (T, N): the block, of so many steps at least, that each belongs to, counted over all environments."""
+    n_blocks = max(min(blocks_per_env(n_steps, n_envs), n_steps // at_least), 1)
     within = np.arange(n_steps) * n_blocks // n_steps
     return within[:, None] + n_blocks * np.arange(n_envs)[None, :]
 
@@ -137,24 +139,28 @@ def episode_ids(dones: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     return ids
 
 
-def performance(residuals: FloatArray, dones: npt.NDArray[np.bool_]) -> Estimate:
+def performance(residuals: FloatArray, dones: npt.NDArray[np.bool_], noise_held: int = 1) -> Estimate:
     """
     Mean TD residual of a rollout (T, N), NaN where faulty, with the larger of two standard errors; NaN where most are.
 
     Blocks of equal length miss what repeats with each episode where few episodes fit a rollout; whole episodes miss
-    what happens where they are longer than it. Each sees what the other misses.
+    what happens where they are longer than it. Each sees what the other misses. Neither is shorter than the noise of
+    gSDE is held, in steps: where that leaves too few blocks the standard error is infinite.
     """
     finite = np.isfinite(residuals)
     if 2 * finite.sum() < finite.size:
         return Estimate(math.nan, math.inf)
-    by_blocks = batch_means(residuals[finite], block_ids(*residuals.shape)[finite])
+    blocks = block_ids(len(finite), finite.shape[1], noise_held)
+    if noise_held > 1 and blocks.max() + 1 < FEWEST_PARTS:
+        return Estimate(float(residuals[finite].mean()), math.inf)
+    by_blocks = batch_means(residuals[finite], blocks[finite])
     by_episodes = batch_means(residuals[finite], episode_ids(dones)[finite])
     if math.isinf(by_episodes.stderr):
         return by_blocks
     return Estimate(by_blocks.mean, max(by_blocks.stderr, by_episodes.stderr))
 
 
-def own_share(residuals: FloatArray, ratios: FloatArray, dones: npt.NDArray[np.bool_]) -> Estimate:
+def own_share(residuals: FloatArray, ratios: FloatArray, dones: npt.NDArray[np.bool_], noise_held: int = 1) -> Estimate:
     """
     What a step brought by itself: the mean of (1 - r)·d with r = π_k/π_{k+1}.
 
@@ -165,7 +171,8 @@ def own_share(residuals: FloatArray, ratios: FloatArray, dones: npt.NDArray[np.b
     """
     finite = np.isfinite(residuals)
     # The mean of 1 - r is zero, so what all have in common is noise as well.
-    return performance((1.0 - ratios) * (residuals - (residuals[finite].mean() if finite.any() else 0.0)), dones)
+    centred = residuals - (residuals[finite].mean() if finite.any() else 0.0)
+    return performance((1.0 - ratios) * centred, dones, noise_held)
 
 
 def alternating_signs(n_steps: int, n_envs: int) -> FloatArray:
@@ -201,8 +208,8 @@ def difference(after: Estimate, before: Estimate) -> Estimate:
 
 
 def episode_returns(returns: FloatArray) -> Estimate:
-    """Mean return of finished episodes (E,), the model-free alternative to TD residuals; NaN of fewer than two."""
-    if len(returns) < 2:
+    """Mean return of finished episodes (E,), the model-free alternative to TD residuals; NaN of fewer than five."""
+    if len(returns) < FEWEST_PARTS:
         return Estimate(math.nan, math.inf)
     return Estimate(float(np.mean(returns)), float(np.std(returns, ddof=1)) / math.sqrt(len(returns)))
 

@@ -12,14 +12,16 @@ from gymnasium import spaces
 from sb3_contrib import TRPO
 from stable_baselines3 import PPO
 from stable_baselines3.common import on_policy_algorithm
+from stable_baselines3.common.buffers import BaseBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import FlattenExtractor
-from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNormalize
 
-from sb3_trustregion import AdaptiveTRPO
+from sb3_trustregion import AdaptivePPO, AdaptiveTRPO, PenaltyPPO
 from sb3_trustregion.core.functional import ActionHead, unfold
-from tests.cases.tasks import UPDATE, Bandit, bandit_model, probability
+from tests.cases.tasks import N_ENVS, UPDATE, Bandit, bandit_model, probability
 from tests.helpers import ALGORITHMS, MEASURING, assert_same, make_model, state_of, train
 from tests.networks import Reading
 
@@ -271,6 +273,116 @@ def test_who_is_never_judged_is_told(algorithm: type[Any]) -> None:
     model = make_model(with_loop_of_its_own(algorithm))
     with pytest.warns(UserWarning, match="10 steps in a row were judged by nobody.*collect_rollouts"):
         train(model, n_updates=12)
+
+
+class Curious(BaseCallback):
+    """Adds a bonus for action 1 to advantages and returns, and leaves the rewards alone, as some libraries do."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        buffer = self.model.rollout_buffer  # type: ignore[attr-defined]
+        bonus = 0.6 * buffer.actions[..., 0]
+        buffer.advantages += bonus
+        buffer.returns += bonus
+
+
+@each_judging
+def test_a_bonus_that_rewards_do_not_show(algorithm: type[Any]) -> None:
+    """By the rewards alone what is learned makes it worse; the advantages are what steps are judged by."""
+    model = bandit_model(algorithm, make_vec_env(lambda: Bandit(0.0, -0.3), N_ENVS))
+    model.learn(20 * UPDATE, callback=Curious())
+    assert model.region.pooled_ratio == pytest.approx(1.0, abs=0.3)
+    assert (model.region.n_judged > 10, model.region.n_rollbacks) == (True, 0)
+    assert probability(model, 1) > 0.9
+
+
+@each_algorithm
+def test_a_buffer_without_lambda(algorithm: type[Any]) -> None:
+    """Its own idea of advantages needs none."""
+    kwargs = {"n_steps": 20, "rollout_buffer_class": MonteCarloBuffer}
+    model = bandit_model(algorithm, make_vec_env(lambda: Bandit(0.0, 1.0), N_ENVS), **kwargs).learn(10 * UPDATE)
+    assert probability(model, 1) > 0.8
+    assert algorithm not in MEASURING or model.region.n_judged > 5
+
+
+class MonteCarloBuffer(RolloutBuffer):
+    """Advantages by the returns of whole episodes."""
+
+    def __init__(self, *args: Any, gae_lambda: float = 1.0, gamma: float = 0.99, **kwargs: Any) -> None:
+        BaseBuffer.__init__(self, *args, **kwargs)
+        self.discount = gamma
+        self.reset()
+
+    def compute_returns_and_advantage(self, last_values: th.Tensor, dones: Any) -> None:
+        last = last_values.cpu().numpy().flatten()
+        ends = np.concatenate([self.episode_starts[1:], dones[None]])
+        for step in reversed(range(self.buffer_size)):
+            last = self.rewards[step] + self.discount * (1.0 - ends[step]) * last
+            self.returns[step] = last
+        self.advantages = self.returns - self.values
+
+
+class OfInference(ActorCriticPolicy):
+    """Its distribution is to act by, without gradients; what is trained is what ``evaluate_actions`` gives."""
+
+    @th.no_grad()
+    def get_distribution(self, obs: Any) -> Any:
+        return super().get_distribution(obs)
+
+
+def test_a_distribution_without_gradients() -> None:
+    with pytest.warns(UserWarning, match="policy cannot be judged"):
+        train(make_model(AdaptivePPO, policy=OfInference), n_updates=1)
+    with pytest.raises(ValueError, match="policy must tell by get_distribution"):
+        train(make_model(PenaltyPPO, policy=OfInference), n_updates=1)
+
+
+@each_judging
+def test_noise_that_is_held_for_a_rollout_decides_nothing(algorithm: type[Any]) -> None:
+    """One draw of gSDE's: whether it was lucky is all that a single environment tells."""
+    model = make_model(algorithm, make_vec_env("Pendulum-v1"), use_sde=True, n_steps=64)
+    with pytest.warns(UserWarning, match="judged by nobody.*parts that are independent"):
+        train(model, n_updates=12)
+    assert (model.region.n_judged, model.region.n_rollbacks) == (0, 0)
+
+
+@each_judging
+def test_episodes_without_a_monitor_are_told(algorithm: type[Any]) -> None:
+    env = DummyVecEnv([lambda: Bandit(0.0, 1.0)] * N_ENVS)
+    with pytest.warns(UserWarning, match=r"judged by nobody.*episodes \(by Monitor\)"):
+        bandit_model(algorithm, env, improvement_estimator="episodes").learn(12 * UPDATE)
+
+
+# Arguments
+
+
+@each_algorithm
+def test_a_function_that_makes_the_policy(algorithm: type[Any]) -> None:
+    model = make_model(algorithm, policy=lambda *args, **kwargs: ActorCriticPolicy(*args, **kwargs))
+    train(model, n_updates=2)
+    assert isinstance(model.policy, ActorCriticPolicy)
+
+
+@each_algorithm
+@pytest.mark.parametrize("policy", [3, None, int])
+def test_what_makes_no_policy_is_refused(algorithm: type[Any], policy: Any) -> None:
+    with pytest.raises(ValueError, match="policy must be an ActorCriticPolicy without memory, got"):
+        make_model(algorithm, policy=policy)
+
+
+@each_judging
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("rollback_z", True), ("radius_window", True), ("radius_prior", True)),
+        *(("judge_class", dict), ("judge_class", 3), ("judge_kwargs", {"no": 1}), ("judge_kwargs", 3)),
+    ],
+)
+def test_arguments_of_the_judge_are_named(algorithm: type[Any], name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        make_model(algorithm, **{name: value})
 
 
 # Threads

@@ -8,6 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trustregion.common.learning_data import Rollout
+from sb3_trustregion.core.improvement import FEWEST_PARTS
 
 GAMMA = 0.9
 ACTOR = ("action_net.weight", "action_net.bias")
@@ -87,8 +88,8 @@ def make_rollout(
         dones=dones,
         scales=np.full(n_steps, scale),
         faulty=np.zeros(dones.shape, dtype=bool),
-        episode_returns=np.array([level - 1.0, level + 1.0]),
-        episode_lengths=np.array([10.0, 10.0]),
+        episode_returns=level + np.linspace(-1.0, 1.0, FEWEST_PARTS),
+        episode_lengths=np.full(FEWEST_PARTS, 10.0),
         gamma=GAMMA,
         is_recorded=True,
         starts_fresh=False,

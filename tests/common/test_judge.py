@@ -356,9 +356,10 @@ def test_a_rollout_without_data_tells_nothing_of_a_roll_back() -> None:
 
 def test_episodes_are_compared_by_their_returns_per_step() -> None:
     judge, policy = make_judge(estimator="episodes"), make_policy()
-    first = make_rollout(policy, episode_returns=np.array([10.0, 30.0, 20.0]))
+    first = make_rollout(policy, episode_returns=np.array([10.0, 30.0, 20.0, 20.0, 20.0]))
     take_step(judge, policy, first)
-    second = make_rollout(policy, seed=1, episode_returns=np.array([40.0, 60.0]), episode_lengths=np.array([5.0, 15.0]))
+    after, lengths = np.array([40.0, 60.0, 50.0, 50.0, 50.0]), np.array([5.0, 15.0, 10.0, 10.0, 10.0])
+    second = make_rollout(policy, seed=1, episode_returns=after, episode_lengths=lengths)
     measured = judge.review(second, policy).measured
     returns = difference(episode_returns(second.episode_returns), episode_returns(first.episode_returns))
     assert measured is not None

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sb3_trustregion.core.improvement import (
+    FEWEST_PARTS,
     TARGET_BLOCKS,
     Estimate,
     Improvement,
@@ -212,9 +213,28 @@ def test_batches_much_shorter_than_an_episode_differ_by_phase() -> None:
     assert scores_of(rollouts(length)).var() < 1.5
 
 
+def test_parts_are_as_long_as_the_noise_is_held() -> None:
+    """One draw for 25 steps: by shorter blocks the mean of zero would be significantly above or below it."""
+    rng, dones = np.random.default_rng(0), np.zeros((200, 2), dtype=bool)
+    held = [np.repeat(rng.standard_normal((8, 2)), 25, axis=0) for _ in range(400)]
+    scores = [
+        [estimate.mean / estimate.stderr for estimate in (performance(x, dones, n) for x in held)] for n in (1, 25)
+    ]
+    assert np.std(scores[0]) > 1.4
+    assert np.std(scores[1]) < 1.2
+
+
+@pytest.mark.parametrize(("n_envs", "known"), [(1, False), (FEWEST_PARTS - 1, False), (FEWEST_PARTS, True)])
+def test_noise_of_a_whole_rollout_is_one_part_of_each_environment(n_envs: int, known: bool) -> None:
+    residuals, dones = np.random.default_rng(0).standard_normal((100, n_envs)), np.zeros((100, n_envs), dtype=bool)
+    dones[9::10] = True
+    assert math.isfinite(performance(residuals, dones, 100).stderr) == known
+    assert math.isfinite(own_share(residuals, np.ones((100, n_envs)), dones, 100).stderr) == known
+
+
 def test_episode_returns() -> None:
-    estimate = episode_returns(np.array([10.0, 30.0, 20.0]))
-    assert estimate == pytest.approx(Estimate(20.0, 10.0 / math.sqrt(3)))
+    estimate = episode_returns(np.array([10.0, 30.0, 20.0, 10.0, 30.0]))
+    assert estimate == pytest.approx(Estimate(20.0, 10.0 / math.sqrt(5)))
 
 
 def test_a_difference_of_returns_is_told_per_step_of_the_new_episodes() -> None:
@@ -223,12 +243,12 @@ def test_a_difference_of_returns_is_told_per_step_of_the_new_episodes() -> None:
 
 def test_longer_episodes_of_constant_reward_are_an_improvement() -> None:
     """CartPole's case, for which the estimator is there: each return over its own length would always be 1."""
-    before, after = np.array([20.0, 30.0]), np.array([40.0, 60.0])
+    before, after = np.array([20.0, 30.0] * 3), np.array([40.0, 60.0] * 3)
     improvement = per_step(difference(episode_returns(after), episode_returns(before)), lengths=after)
     assert improvement.mean == pytest.approx(25.0 / 50.0)
 
 
-@pytest.mark.parametrize("n", [0, 1])
+@pytest.mark.parametrize("n", [0, 1, FEWEST_PARTS - 1])
 def test_too_few_episodes_tell_nothing(n: int) -> None:
     estimate = per_step(episode_returns(np.ones(n)), np.ones(n))
     assert math.isnan(estimate.mean)
