@@ -140,7 +140,7 @@ class Ruinous(Judge):
         self.n_expected = 0
         self.good: list[Snapshot] = []
 
-    def expect(self, promise: Promise, rollout: Rollout, before: Snapshot, policy: Any, unit: float = 1.0) -> None:
+    def expect(self, promise: Promise, rollout: Rollout, before: Snapshot, policy: Any) -> None:
         """Arguments as in ``Judge``."""
         if self.n_expected in self.ruined:
             self.good.append(before)
@@ -149,7 +149,7 @@ class Ruinous(Judge):
             for state in policy.optimizer.state.values() if before.joint else ():
                 state["exp_avg"].normal_()
         self.n_expected += 1
-        super().expect(promise, rollout, before, policy, unit)
+        super().expect(promise, rollout, before, policy)
 
 
 class Update(NamedTuple):

@@ -128,12 +128,12 @@ def _is_like(stored: Any, seen: Any) -> bool:
 
 def as_advantages_say(rollout: Rollout, buffer: RolloutBuffer) -> Rollout:
     """
-    A rollout with the rewards that the buffer's advantages are made of, which is what is learned from.
+    A rollout that says what the buffer's advantages say, as these are what is learned from.
 
     GAE's advantages obey A = d + γ·λ·A' within an episode. So it is d that is compared, by the buffer's advantages and
     by the rewards. Where these differ by a factor alone, and by what a constant added to all advantages would make of
-    it, the user has scaled them: that is the ``unit``. Where they say different things (a bonus added to them, say),
-    the difference is taken for rewards. SB3's own differ by rounding.
+    it, the user has scaled them: that is the ``unit``. Where they say different things (a bonus was added, say), steps
+    are to be judged by the advantages: rewards are such that these are the residuals. SB3's own differ by rounding.
     """
     if not rollout.is_recorded or not hasattr(buffer, "gae_lambda"):
         return rollout
@@ -153,7 +153,7 @@ def as_advantages_say(rollout: Rollout, buffer: RolloutBuffer) -> Rollout:
             return rollout if abs(slope - 1.0) < 0.1 else rollout._replace(unit=float(slope))
     if not np.square(x - y).sum() > len(x) * rounding**2:
         return rollout
-    return rollout._replace(rewards=rollout.rewards + np.where(sound, by_advantages - by_rewards, 0.0))
+    return rollout._replace(rewards=rollout.rewards + np.where(sound, advantages - by_rewards, 0.0))
 
 
 def flatten_time(observations: ObsArray) -> ObsArray:

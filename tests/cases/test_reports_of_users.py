@@ -293,7 +293,7 @@ def test_a_bonus_that_rewards_do_not_show(algorithm: type[Any]) -> None:
     """By the rewards alone what is learned makes it worse; the advantages are what steps are judged by."""
     model = bandit_model(algorithm, make_vec_env(lambda: Bandit(0.0, -0.3), N_ENVS))
     model.learn(20 * UPDATE, callback=Curious())
-    assert model.region.pooled_ratio == pytest.approx(1.0, abs=0.3)
+    assert model.region.pooled_ratio > 0.5
     assert (model.region.n_judged > 10, model.region.n_rollbacks) == (True, 0)
     assert probability(model, 1) > 0.9
 

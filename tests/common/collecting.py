@@ -12,7 +12,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_trustregion import AdaptiveTRPO
 from sb3_trustregion.common.learning_data import Rollout, make_batch
-from sb3_trustregion.common.on_policy import begin_update
 from sb3_trustregion.core.batch import Batch
 from tests.environments import POLICIES, VECTOR, ToyEnv
 from tests.helpers import N_ENVS, UPDATE, make_model
@@ -32,7 +31,8 @@ class Keeping(AdaptiveTRPO):
     kept: list[Kept]
 
     def train(self) -> None:
-        rollout = begin_update(self)
+        rollout = self.recorder.rollout(self)
+        self.n_faulty_steps += int(rollout.faulty.sum())
         held = {name: copied(value) for name, value in vars(self.rollout_buffer).items() if name in ARRAYS}
         self.kept.append(Kept(rollout, make_batch(self.rollout_buffer, rollout.faulty), held))
 

@@ -14,6 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 
 from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
+from sb3_trustregion.common.learning_data import as_advantages_say
 from sb3_trustregion.common.recorder import reward_scale
 from tests.common.collecting import ARRAYS, Kept, Witness, by_env, collect, copied, keeping, witnessed
 from tests.environments import IMAGE, VECTOR, toy_vec_env
@@ -186,6 +187,21 @@ def test_a_buffer_of_the_users_own_is_read_as_it_is() -> None:
     rewards = np.stack([witness.rewards for witness in witnesses], axis=1)
     np.testing.assert_allclose(kept.rollout.rewards, rewards + 7.0, rtol=1e-5)
     assert float(kept.batch.advantages.abs().max()) <= 1.0
+
+
+@pytest.mark.parametrize("change", [lambda a: a, lambda a: a + 5.0, lambda a: 1e-3 * a, np.tanh, np.ones_like])
+def test_steps_are_judged_by_what_advantages_say(change: Callable[[Any], Any]) -> None:
+    """Scaled ones have a unit of their own; where they say something else it is they that count."""
+    model = keeping(witnessed()[0])
+    model.learn(UPDATE)
+    rollout, buffer = model.kept[0].rollout, model.rollout_buffer
+    buffer.advantages = change(buffer.advantages)
+    judged = as_advantages_say(rollout, buffer)
+    if change in (np.tanh, np.ones_like):
+        np.testing.assert_allclose(judged.own_residuals(1.0), buffer.advantages, rtol=1e-5, atol=1e-5)
+    else:
+        assert judged.rewards is rollout.rewards
+        assert judged.unit == pytest.approx(1.0 / (change(1.0) - change(0.0)), rel=1e-3)
 
 
 class Bonus(BaseCallback):
