@@ -20,8 +20,8 @@ from sb3_trustregion.core.improvement import FloatArray, alternating_signs, bloc
 
 # Squares of anything below this stay within single precision.
 LARGEST_USABLE = 1e18
-# Advantages that go so much with those by the rewards are the same in a unit of their own.
-LEAST_CORRELATION = 0.99
+# Advantages that go so much with those by the rewards have a unit in common with them; so much, and they are the same.
+RELATED, SAME = 0.5, 0.99
 # What single precision makes of differences, over the largest advantage or value.
 ROUNDING = 1e-5
 # What ``get()`` flattens in place, environment by environment.
@@ -92,6 +92,8 @@ def in_time(buffer: RolloutBuffer, name: str) -> Any:
     def in_time_on_cpu(array: Any) -> Any:
         if isinstance(array, th.Tensor):  # users keep tensors in buffers of their own
             array = array.cpu().numpy()
+        if name in SCALARS and np.size(array) == buffer.buffer_size * buffer.n_envs and not buffer.generator_ready:
+            return array.reshape(buffer.buffer_size, buffer.n_envs)  # users have columns of them
         if not buffer.generator_ready or name not in FLATTENED:
             return array
         return _by_time(buffer, array, () if name in SCALARS else array.shape[1:])
@@ -133,9 +135,10 @@ def as_advantages_say(rollout: Rollout, buffer: RolloutBuffer) -> Rollout:
     GAE's advantages obey A = d + γ·λ·A' within an episode. So it is d that is compared, by the buffer's advantages and
     by the rewards. Where these differ by a factor alone, and by what a constant added to all advantages would make of
     it, the user has scaled them: that is the ``unit``. Where they say different things (a bonus was added, say), steps
-    are to be judged by the advantages: rewards are such that these are the residuals. SB3's own differ by rounding.
+    are to be judged by the advantages: rewards are such that these, in the rewards' unit, are the residuals. SB3's own
+    differ by rounding.
     """
-    if not rollout.is_recorded or not hasattr(buffer, "gae_lambda"):
+    if not rollout.is_recorded or getattr(buffer, "gae_lambda", None) is None:
         return rollout
     by_rewards = rollout._replace(scales=np.ones(len(rollout.scales))).own_residuals(1.0)
     fade = getattr(buffer, "gamma", rollout.gamma) * buffer.gae_lambda * ~rollout.dones
@@ -147,13 +150,12 @@ def as_advantages_say(rollout: Rollout, buffer: RolloutBuffer) -> Rollout:
     norm = max(constant.dot(constant), np.finfo(np.float64).tiny)
     y, x = (d[sound] - constant * (constant.dot(d[sound]) / norm) for d in (by_rewards, by_advantages))
     rounding = ROUNDING * max(np.abs(part[sound]).max(initial=0.0) for part in (advantages, rollout.values))
-    if x.dot(x) > 0.0 and y.dot(y) > 0.0:
-        slope, correlation = x.dot(y) / x.dot(x), x.dot(y) / np.sqrt(x.dot(x) * y.dot(y))
-        if correlation > LEAST_CORRELATION:
-            return rollout if abs(slope - 1.0) < 0.1 else rollout._replace(unit=float(slope))
-    if not np.square(x - y).sum() > len(x) * rounding**2:
-        return rollout
-    return rollout._replace(rewards=rollout.rewards + np.where(sound, advantages - by_rewards, 0.0))
+    correlation = x.dot(y) / max(np.sqrt(x.dot(x) * y.dot(y)), np.finfo(np.float64).tiny)
+    unit = float(y.dot(y) / x.dot(y)) if correlation > RELATED else 1.0  # a bonus makes it no smaller
+    unit = 1.0 if abs(unit - 1.0) < 0.1 else unit
+    if correlation > SAME or not np.square(x - y).sum() > len(x) * rounding**2:
+        return rollout._replace(unit=unit)
+    return rollout._replace(rewards=rollout.rewards + np.where(sound, unit * advantages - by_rewards, 0.0), unit=unit)
 
 
 def flatten_time(observations: ObsArray) -> ObsArray:

@@ -71,7 +71,7 @@ def of_step(surrogate: Surrogate, step: Step, solution: CGSolution) -> dict[str,
 
 def of_no_update(model: OnPolicyAlgorithm) -> dict[str, float]:
     """Values of ``of_policy``, and the critic's loss, where nothing is fitted: callbacks look for what stock logs."""
-    errors = np.asarray(model.rollout_buffer.returns) - np.asarray(model.rollout_buffer.values)
+    errors = np.ravel(model.rollout_buffer.returns) - np.ravel(model.rollout_buffer.values)
     return {"value_loss": float(np.mean(np.square(errors))), **of_policy(model)}
 
 

@@ -298,15 +298,6 @@ def test_a_bonus_that_rewards_do_not_show(algorithm: type[Any]) -> None:
     assert probability(model, 1) > 0.9
 
 
-@each_algorithm
-def test_a_buffer_without_lambda(algorithm: type[Any]) -> None:
-    """Its own idea of advantages needs none."""
-    kwargs = {"n_steps": 20, "rollout_buffer_class": MonteCarloBuffer}
-    model = bandit_model(algorithm, make_vec_env(lambda: Bandit(0.0, 1.0), N_ENVS), **kwargs).learn(10 * UPDATE)
-    assert probability(model, 1) > 0.8
-    assert algorithm not in MEASURING or model.region.n_judged > 5
-
-
 class MonteCarloBuffer(RolloutBuffer):
     """Advantages by the returns of whole episodes."""
 
@@ -322,6 +313,24 @@ class MonteCarloBuffer(RolloutBuffer):
             last = self.rewards[step] + self.discount * (1.0 - ends[step]) * last
             self.returns[step] = last
         self.advantages = self.returns - self.values
+
+
+class Columns(RolloutBuffer):
+    """A column each of advantages and of returns; ``get`` flattens either."""
+
+    def compute_returns_and_advantage(self, last_values: th.Tensor, dones: Any) -> None:
+        super().compute_returns_and_advantage(last_values, dones)
+        self.advantages, self.returns = self.advantages[..., None], self.returns[..., None]
+
+
+@each_algorithm
+@pytest.mark.parametrize("buffer", [MonteCarloBuffer, Columns])
+def test_a_buffer_of_ones_own_make(algorithm: type[Any], buffer: type[RolloutBuffer]) -> None:
+    """Its own idea of advantages needs no λ."""
+    kwargs = {"n_steps": 20, "rollout_buffer_class": buffer}
+    model = bandit_model(algorithm, make_vec_env(lambda: Bandit(0.0, 1.0), N_ENVS), **kwargs).learn(10 * UPDATE)
+    assert probability(model, 1) > 0.8
+    assert algorithm not in MEASURING or model.region.n_judged > 5
 
 
 class OfInference(ActorCriticPolicy):

@@ -189,7 +189,11 @@ def test_a_buffer_of_the_users_own_is_read_as_it_is() -> None:
     assert float(kept.batch.advantages.abs().max()) <= 1.0
 
 
-@pytest.mark.parametrize("change", [lambda a: a, lambda a: a + 5.0, lambda a: 1e-3 * a, np.tanh, np.ones_like])
+def with_bonus(advantages: Any) -> Any:
+    return 1e-3 * advantages + 3e-3 * np.random.default_rng(0).standard_normal(np.shape(advantages))
+
+
+@pytest.mark.parametrize("change", [lambda a: a, lambda a: a + 5.0, lambda a: 1e-3 * a, with_bonus, np.ones_like])
 def test_steps_are_judged_by_what_advantages_say(change: Callable[[Any], Any]) -> None:
     """Scaled ones have a unit of their own; where they say something else it is they that count."""
     model = keeping(witnessed()[0])
@@ -197,8 +201,9 @@ def test_steps_are_judged_by_what_advantages_say(change: Callable[[Any], Any]) -
     rollout, buffer = model.kept[0].rollout, model.rollout_buffer
     buffer.advantages = change(buffer.advantages)
     judged = as_advantages_say(rollout, buffer)
-    if change in (np.tanh, np.ones_like):
-        np.testing.assert_allclose(judged.own_residuals(1.0), buffer.advantages, rtol=1e-5, atol=1e-5)
+    if change in (with_bonus, np.ones_like):
+        assert judged.unit == pytest.approx(1e3 if change is with_bonus else 1.0, rel=0.5)
+        np.testing.assert_allclose(judged.own_residuals(1.0), judged.unit * buffer.advantages, rtol=1e-5, atol=1e-5)
     else:
         assert judged.rewards is rollout.rewards
         assert judged.unit == pytest.approx(1.0 / (change(1.0) - change(0.0)), rel=1e-3)
