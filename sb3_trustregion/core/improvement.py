@@ -144,8 +144,8 @@ def performance(residuals: FloatArray, dones: npt.NDArray[np.bool_], noise_held:
     Mean TD residual of a rollout (T, N), NaN where faulty, with the larger of two standard errors; NaN where most are.
 
     Blocks of equal length miss what repeats with each episode where few episodes fit a rollout; whole episodes miss
-    what happens where they are longer than it. Each sees what the other misses. Neither is shorter than the noise of
-    gSDE is held, in steps: where that leaves too few blocks the standard error is infinite.
+    what happens where they are longer than it. Each sees what the other misses. Blocks are no shorter
+    than gSDE holds its noise, ``noise_held`` steps; where that leaves too few the standard error is infinite.
     """
     finite = np.isfinite(residuals)
     if 2 * finite.sum() < finite.size:
