@@ -14,10 +14,11 @@ NOT_TRACED = ("cases", "docs", "faults", "test_learning.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The marker is pytest-cov's."""
+    """The marker is pytest-cov's. Tests of the Zoo come first: so one worker has all of them, and sets up once."""
     for item in items:
         if item.path.parent.name in NOT_TRACED or item.path.name in NOT_TRACED:
             item.add_marker("no_cover")
+    items.sort(key=lambda item: item.path.parent.name != "zoo")
 
 
 @pytest.fixture(autouse=True)
