@@ -6,29 +6,34 @@ HalfCheetah-v5 over training, stock PPO and TRPO beside ours, each with one conf
 and from the worst to the best of them.
 """
 
-import tarfile
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from sb3_trustregion.benchmark.report.plots import learning_curves
-from sb3_trustregion.benchmark.report.scores import collect
-from sb3_trustregion.benchmark.results import ARCHIVE_FILE, Results
+from sb3_trustregion.benchmark.report.scores import Collection, collect
+from sb3_trustregion.benchmark.results import Results
 
 HERE = Path(__file__).parent
 TASK = "HalfCheetah-v5"
 VARIANTS = "ppo-default", "trpo-default", "npg", "adaptive_trpo", "adaptive_ppo"
-PICTURES = {"halfcheetah": ("exploratory",), "halfcheetah_million": ("million", "million_ppo")}
+PICTURES = {"halfcheetah": ("exploratory",), "halfcheetah_million": ("million_ppo", "million")}
+
+
+def collected(grid: str) -> Collection:
+    """The results of a grid, wherever they lie."""
+    with Results(HERE.parents[1] / "benchmarks" / grid).reading() as runs:
+        return collect(runs, allow_mixed=True)
 
 
 def draw(name: str, grids: tuple[str, ...]) -> None:
-    """Draw the picture of that name from the archives of some grids."""
-    with tempfile.TemporaryDirectory() as folder:
-        for grid in grids:
-            with tarfile.open(HERE.parents[1] / "benchmarks" / grid / ARCHIVE_FILE) as archive:
-                archive.extractall(folder, filter="data")
-        found = collect(Results(Path(folder)), allow_mixed=True)
-    shown = replace(found, curves={key: curve for key, curve in found.curves.items() if key[0] == TASK})
+    """Draw the picture of that name from some grids, whose variants are shown in that order."""
+    found = [collected(grid) for grid in grids]
+    shown = replace(
+        found[0],
+        runs={key: run for one in found for key, run in one.runs.items()},
+        curves={key: curve for one in found for key, curve in one.curves.items() if key[0] == TASK},
+        variants=[variant for one in found for variant in one.variants],
+    )
     figure = learning_curves(shown, shown.select(lambda variant: variant.name in VARIANTS))
     figure.savefig(HERE / f"{name}.png", dpi=110, bbox_inches="tight")
 

@@ -92,10 +92,10 @@ def in_time(buffer: RolloutBuffer, name: str) -> Any:
     def in_time_on_cpu(array: Any) -> Any:
         if isinstance(array, th.Tensor):  # users keep tensors in buffers of their own
             array = array.cpu().numpy()
-        if name in SCALARS and np.size(array) == buffer.buffer_size * buffer.n_envs and not buffer.generator_ready:
-            return array.reshape(buffer.buffer_size, buffer.n_envs)  # users have columns of them
         if not buffer.generator_ready or name not in FLATTENED:
-            return array
+            shape = buffer.buffer_size, buffer.n_envs
+            # Users have columns of them.
+            return array.reshape(shape) if name in SCALARS and np.size(array) == np.prod(shape) else array
         return _by_time(buffer, array, () if name in SCALARS else array.shape[1:])
 
     return map_arrays(in_time_on_cpu, getattr(buffer, name))

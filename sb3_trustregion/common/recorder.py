@@ -240,9 +240,8 @@ def unrecorded(shape: tuple[int, int], gamma: float) -> Rollout:
     values |= dict.fromkeys(("terminal_values", "episode_returns", "episode_lengths"), np.zeros(0))
     values |= {"terminal_observations": None, "truncated": np.zeros(0, dtype=np.int64), "scales": np.ones(shape[0])}
     values |= {"dones": np.zeros(shape, dtype=bool), "faulty": np.zeros(shape, dtype=bool)}
-    return Rollout(
-        **values | {"gamma": float(gamma), "is_recorded": False, "starts_fresh": False, "noise_held": 1, "unit": 1.0}
-    )
+    values |= {"gamma": float(gamma), "is_recorded": False, "starts_fresh": False}
+    return Rollout(**values | Rollout._field_defaults)
 
 
 class RecordingCallback(BaseCallback):
