@@ -181,7 +181,12 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
     def _given_clip_range(self) -> float:
         """The ε that the schedule starts from: where the user gives another one, its factor starts anew."""
         if self._clip_range_asked is None or self._clip_range_asked[0] is not self.clip_range:
-            self._clip_range_asked = self.clip_range, float(as_schedule(self.clip_range)(1.0))
+            try:
+                self._clip_range_asked = self.clip_range, float(as_schedule(self.clip_range)(1.0))
+            except Exception:  # it asks the model, which is being made
+                if hasattr(self, "judge"):
+                    raise
+                return math.nan
         return self._clip_range_asked[1]
 
     def _excluded_save_params(self) -> list[str]:
@@ -276,7 +281,7 @@ def _find_actor(policy: ActorCriticPolicy, batch: Batch) -> ParameterVector:
     reason = "get_distribution is not what evaluate_actions evaluates"
     try:
         if tells_what_acts(policy, batch):
-            return find_actor(policy, batch)
+            return find_actor(policy, batch, with_others=True)  # which the epochs move, and no roll-back undoes
     except RuntimeError as error:  # as of modules that are differentiated in training alone
         reason = str(error)
     warnings.warn(f"policy cannot be judged: {reason}. ε stays, as in stock PPO", stacklevel=3)

@@ -14,13 +14,21 @@ from stable_baselines3.common.type_aliases import GymEnv, RolloutBufferSamples, 
 from sb3_trustregion.common.guard import accept, refuse
 from sb3_trustregion.common.judge import Snapshot
 from sb3_trustregion.common.learning_data import make_batch, replace_faulty_samples, samples_of
-from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, begin_update, find_actor, tells_what_acts
+from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, begin_update, tells_what_acts
 from sb3_trustregion.common.update_log import log_update, of_policy
 from sb3_trustregion.common.validation import as_schedule, check_number, settle, settle_ppo, sizes_of_ppo
 from sb3_trustregion.core.batch import take
 from sb3_trustregion.core.distributions import Parameters
 from sb3_trustregion.core.functional import uncompiled
-from sb3_trustregion.core.penalty import LARGEST_WEIGHT, LEAST_WEIGHT, adapted, loss_terms, mean_kl, outputs_of
+from sb3_trustregion.core.penalty import (
+    LARGEST_WEIGHT,
+    LEAST_WEIGHT,
+    adapted,
+    is_trainable,
+    loss_terms,
+    mean_kl,
+    outputs_of,
+)
 from sb3_trustregion.core.step import StepStatus
 
 # The losses that are logged, by their names in stock PPO.
@@ -155,10 +163,10 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
         replace_faulty_samples(self.rollout_buffer, rollout.faulty)
         if not tells_what_acts(self.policy, batch):
             raise ValueError("policy must tell by get_distribution what its evaluate_actions evaluates, for the KL")
-        policy, actor = uncompiled(self.policy), find_actor(self.policy, batch)
+        policy = uncompiled(self.policy)
         samples, _ = samples_of(self.rollout_buffer)
         before, (old, n_dimensions) = Snapshot.of(policy), outputs_of(policy, samples.observations)
-        target = n_dimensions * self.target_kl
+        target, acts = n_dimensions * self.target_kl, is_trainable(policy, samples.observations)
         losses, fault = self._run_epochs(samples, old, target)
         spoiled = before.undoes_what_is_spoiled(policy)
         ratio = mean_kl(policy, samples.observations, old).item() / target
@@ -167,10 +175,10 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
             return self._refuse("the update left the finite numbers", math.inf)
         if fault is not None:
             raise fault
-        status = StepStatus.ACCEPTED if actor.names else StepStatus.INVALID
+        status = StepStatus.ACCEPTED if acts else StepStatus.INVALID
         measured = {"kl_coef": self.penalty, "kl_divergence": ratio * self.target_kl, "n_samples": batch.n_samples}
         log_update(self, status, None, **measured, **losses, **of_policy(self))
-        if actor.names:  # else the user has frozen all that acts
+        if acts:  # else the user has frozen all that acts
             accept(self)
             self.penalty = adapted(self.penalty, ratio, self.kl_tolerance, self.kl_coef_factor)
 

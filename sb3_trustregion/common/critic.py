@@ -1,6 +1,5 @@
 """The critic's fit: values regressed on returns by the policy's own optimiser, while the actor stays."""
 
-import copy
 import warnings
 from typing import Any
 
@@ -10,6 +9,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.nn import Parameter
 from torch.nn import functional as F
 
+from sb3_trustregion.common.learning_data import copied
 from sb3_trustregion.core.batch import Batch, take
 from sb3_trustregion.core.distributions import preserved_distribution
 from sb3_trustregion.core.parameters import ParameterVector, critic_parameters
@@ -28,7 +28,7 @@ def fit_critic(
         return 0.0
     before = [parameter.detach().clone() for parameter in critic]
     state: dict[Any, Any] = getattr(optimizer, "state", {})
-    state_before = [copy.deepcopy(state.get(parameter, {})) for parameter in critic]
+    state_before = [copied(state.get(parameter, {})) for parameter in critic]
     optimizer.zero_grad()
     _enter_training_mode(policy, critic)
     orders = [th.randperm(batch.n_samples, device="cpu").to(batch.returns.device) for _ in range(n_passes)]

@@ -5,7 +5,6 @@ Steps 4 and 5 of the trust-region algorithm as one object.
 keeps it, and tells the next radius. The judge knows a policy and rollouts, no environment and no algorithm.
 """
 
-import copy
 import functools
 import math
 import warnings
@@ -18,9 +17,10 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
-from sb3_trustregion.common.learning_data import Rollout, flatten_time
+from sb3_trustregion.common.learning_data import Rollout, copied, flatten_time
 from sb3_trustregion.common.persistence import (
     Tensors,
+    can_be_taken_apart,
     check_present,
     numbers,
     part,
@@ -31,7 +31,7 @@ from sb3_trustregion.common.persistence import (
 )
 from sb3_trustregion.common.validation import check_choice, check_integer, check_number, settle
 from sb3_trustregion.core.batch import pieces_of, take
-from sb3_trustregion.core.distributions import Observations
+from sb3_trustregion.core.distributions import Observations, in_double
 from sb3_trustregion.core.functional import ActionHead, ValueHead, uncompiled
 from sb3_trustregion.core.improvement import (
     Estimate,
@@ -77,7 +77,7 @@ class Snapshot(NamedTuple):
         tensors = snapshot(policy)
         parameters = {name for name, _ in policy.named_parameters()}
         names = parameters if undone is None else {*undone, *folded_into(policy)}
-        optimizer = copy.deepcopy(policy.optimizer.state_dict().get("state", {})) if undone is None else None
+        optimizer = copied(policy.optimizer.state_dict().get("state", {})) if undone is None else None
         return cls(
             undone={name: tensor for name, tensor in tensors.items() if name in names},
             kept={name: tensor for name, tensor in tensors.items() if name not in names},
@@ -119,11 +119,15 @@ class Snapshot(NamedTuple):
     def restore(self, policy: ActorCriticPolicy, with_statistics: bool = False) -> None:
         """Undo an update; buffers (statistics of the data) stay, unless they may be spoiled (``with_statistics``)."""
         restore(policy, self.tensors if with_statistics else self.undone)
-        optimizer = policy.optimizer
-        present = optimizer.state_dict()
-        if self.optimizer is not None and "state" in present:
-            groups = list(getattr(optimizer, "param_groups", []))
-            optimizer.load_state_dict({**present, "state": self.optimizer})
+        optimizer, saved = policy.optimizer, self.optimizer
+        groups = list(getattr(optimizer, "param_groups", []))
+        by_torch = getattr(type(optimizer), "load_state_dict", None) is th.optim.Optimizer.load_state_dict
+        if saved is not None and by_torch:  # which would give all that it finds the parameter's type
+            parameters = dict(enumerate(parameter for group in groups for parameter in group["params"]))
+            optimizer.state.clear()
+            optimizer.state.update({parameters.get(key, key): value for key, value in saved.items()})
+        elif saved is not None and "state" in (present := optimizer.state_dict()):
+            optimizer.load_state_dict({**present, "state": saved})
             getattr(optimizer, "param_groups", [])[:] = groups  # the same objects: somebody may hold them
 
 
@@ -287,7 +291,9 @@ class Judge:
 
     def state_dict(self) -> Tensors:
         """Tensors by name, for a checkpoint."""
-        records = {"pending": self.pending, "rejected": self.rejected, "state": self.state.as_dict()}
+        # What the file cannot hold is not judged when it is loaded.
+        keeps = self.pending is not None and can_be_taken_apart(self.pending.before.optimizer)
+        records = {"pending": self.pending if keeps else None, "rejected": self.rejected, "state": self.state.as_dict()}
         return {key: tensor for name, record in records.items() for key, tensor in to_tensors(record, name).items()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
@@ -413,7 +419,7 @@ def old_ratios(rollout: Rollout, before: Snapshot, policy: ActorCriticPolicy) ->
     actions = th.as_tensor(rollout.actions.reshape(-1, rollout.actions.shape[-1]), device=policy.device)
     actions = actions.long().flatten() if isinstance(policy.action_space, spaces.Discrete) else actions.float()
     head = ActionHead(policy)
-    parts = [head.at(before.tensors, take(observations, p), actions[p])[0].double() for p in pieces_of(observations)]
+    parts = [in_double(head.at(before.tensors, take(observations, p), actions[p])[0]) for p in pieces_of(observations)]
     ratios: FloatArray = np.exp(th.cat(parts).cpu().numpy().reshape(rollout.shape) - rollout.log_probs)
     return ratios
 

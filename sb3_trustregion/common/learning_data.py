@@ -101,6 +101,15 @@ def in_time(buffer: RolloutBuffer, name: str) -> Any:
     return map_arrays(in_time_on_cpu, getattr(buffer, name))
 
 
+def flatten_as_get(buffer: RolloutBuffer) -> None:
+    """Leave a full buffer as stock's ``get()`` does, for who looks at it after training; no order is drawn."""
+    by_stock = type(buffer).get in OF_STOCK and "get" not in vars(buffer) and not buffer.generator_ready
+    if by_stock and all(np.size(getattr(buffer, name, ())) == np.size(buffer.episode_starts) for name in SCALARS):
+        for name in FLATTENED:
+            setattr(buffer, name, map_arrays(buffer.swap_and_flatten, getattr(buffer, name)))
+        buffer.generator_ready = True
+
+
 def observations_in_time(buffer: RolloutBuffer, seen: Any) -> list[Any]:
     """
     The observations as (T, N, ...), or dicts of those: as stored, if that may be what the policy saw (``seen`` are N of
@@ -197,7 +206,7 @@ def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
         source, before = buffer if replaced else view, dict(attributes)
         # Copies: who writes in place there must not do so twice.
         arrays = {name: value for name, value in before.items() if isinstance(value, CONTAINERS)}
-        vars(source).update({name: _copied(value) for name, value in arrays.items()})
+        vars(source).update({name: copied(value) for name, value in arrays.items()})
         random_state = np.random.get_state()  # noqa: NPY002
         try:
             with th.random.fork_rng(devices=[]):
@@ -216,12 +225,20 @@ def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
     return view._get_samples(every), True  # type: ignore[arg-type]
 
 
-def _copied(value: Any) -> Any:
-    """A deep copy, or of what has none (a lock, a tensor in its graph) a shallow one."""
+def copied(value: Any) -> Any:
+    """A deep copy as far as there is one: of a tensor without its graph, of a lock or a generator none."""
     try:
         return copy.deepcopy(value)
     except (TypeError, RuntimeError):
-        return copy.copy(value)
+        if isinstance(value, th.Tensor):
+            return value.detach().clone()
+    try:
+        shallow = copy.copy(value)
+    except TypeError:
+        return value
+    if isinstance(shallow, dict):
+        shallow.update({key: copied(part) for key, part in value.items()})
+    return shallow
 
 
 def _joined(parts: Any) -> Any:

@@ -22,14 +22,14 @@ from typing_extensions import Self
 from sb3_trustregion.common.files import StockModel, check_file, read_parameters
 from sb3_trustregion.common.guard import aside, screened
 from sb3_trustregion.common.judge import Judge
-from sb3_trustregion.common.learning_data import Rollout, as_advantages_say
+from sb3_trustregion.common.learning_data import Rollout, as_advantages_say, flatten_as_get
 from sb3_trustregion.common.random_states import random_states
 from sb3_trustregion.common.recorder import Recorder, RecordingCallback
 from sb3_trustregion.common.validation import argument_names, as_schedule, check_sizes, settle_on_policy
-from sb3_trustregion.core.batch import Batch
-from sb3_trustregion.core.distributions import check_supported, preserved_distribution
+from sb3_trustregion.core.batch import Batch, few_of
+from sb3_trustregion.core.distributions import check_supported, in_double, preserved_distribution
 from sb3_trustregion.core.functional import uncompiled
-from sb3_trustregion.core.parameters import FEW, ParameterVector, actor_parameters
+from sb3_trustregion.core.parameters import ParameterVector, actor_parameters, out_of_reach
 
 
 class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
@@ -176,6 +176,8 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Collect as in SB3, whose arguments these are; nothing that is not finite goes into the policy."""
+        if rollout_buffer is not self.rollout_buffer:  # the user's own rollout, which nothing is learned from
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         self.recorder.random_before = random_states() if self.use_sde else None
         with screened(env) as screen:
             recording = RecordingCallback(self, callback, screen)
@@ -202,14 +204,24 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
 def begin_update(model: TrustRegionOnPolicyAlgorithm) -> Rollout:
     """Heed what the user has set since the last update; return what the buffer holds, in the order of time."""
     model._heed_arguments()
+    flatten_as_get(model.rollout_buffer)
     rollout = model.recorder.rollout(model)
     model.n_faulty_steps += int(np.sum(rollout.faulty))
     return as_advantages_say(rollout, model.rollout_buffer) if hasattr(model, "judge") else rollout
 
 
-def find_actor(policy: ActorCriticPolicy, batch: Batch) -> ParameterVector:
-    """Find which parameters act, anew at every update: the user may have frozen or replaced some."""
-    return actor_parameters(uncompiled(policy), batch.observations)
+def find_actor(policy: ActorCriticPolicy, batch: Batch, with_others: bool = False) -> ParameterVector:
+    """
+    Find which parameters act, anew at every update: the user may have frozen or replaced some.
+
+    :raises RuntimeError: where one of them is out of a trial point's reach
+    """
+    policy = uncompiled(policy)
+    beyond = out_of_reach(policy, batch)
+    if any(beyond) or (beyond and with_others):
+        names = ", ".join(name or "a parameter of others" for name in beyond)
+        raise RuntimeError(f"policy must act by what its modules hold when they are called, not by references: {names}")
+    return actor_parameters(policy, batch.observations)
 
 
 def is_stock_way(policy: ActorCriticPolicy, way: str) -> bool:
@@ -219,7 +231,7 @@ def is_stock_way(policy: ActorCriticPolicy, way: str) -> bool:
 
 def tells_what_acts(policy: ActorCriticPolicy, batch: Batch) -> bool:
     """Whether ``get_distribution`` gives what ``evaluate_actions`` evaluates, which is all that PPO uses."""
-    policy, few = uncompiled(policy), batch.select(th.arange(min(batch.n_samples, FEW), device="cpu"))
+    policy, few = uncompiled(policy), batch.select(few_of(batch.observations))
     ways = "evaluate_actions", "get_distribution"
     if all(is_stock_way(policy, way) for way in ways):
         return True
@@ -231,6 +243,6 @@ def tells_what_acts(policy: ActorCriticPolicy, batch: Batch) -> bool:
             by_distribution = policy.get_distribution(few.observations).log_prob(few.actions)
         except Exception:  # whatever the user's way is to have none
             return False
-    one, other = by_distribution.detach().double().flatten(), evaluated.detach().double().flatten()
+    one, other = (in_double(log_prob.detach()).flatten() for log_prob in (by_distribution, evaluated))
     is_same = one.shape == other.shape and th.isclose(one, other, rtol=1e-2, atol=1e-2, equal_nan=True).all()
     return bool(is_same) and by_distribution.requires_grad == evaluated.requires_grad

@@ -32,22 +32,26 @@ def to_tensors(value: Any, name: str) -> Tensors:
 
 
 def taken_apart(value: Any, *path: Any) -> Tensors:
-    """
-    Nested dicts and lists of tensors, numbers and None as tensors, by name: the way to each and its kind, as JSON.
-
-    Of what else there may be nothing is kept: SB3 does not load it either.
-    """
+    """Nested dicts and lists of tensors, numbers and None as tensors, by the way to each and its kind, as JSON."""
     if isinstance(value, Mapping) and value:
         parts = [taken_apart(part, *path, ["dict", key]) for key, part in value.items()]
     elif isinstance(value, list | tuple) and value:
         parts = [taken_apart(part, *path, ["list", index]) for index, part in enumerate(value)]
     elif isinstance(value, th.Tensor):
         return {json.dumps([*path, "tensor"]): value}
-    elif type(value).__name__ in PLAIN:
-        return to_tensors([float(value or 0.0)], json.dumps([*path, type(value).__name__]))
     else:
-        return {}
+        return to_tensors([float(value or 0.0)], json.dumps([*path, type(value).__name__]))
     return {name: tensor for part in parts for name, tensor in part.items()}
+
+
+def can_be_taken_apart(value: Any) -> bool:
+    """Whether a value is of what ``taken_apart`` and ``put_together`` know."""
+    if isinstance(value, Mapping):
+        names = all(isinstance(key, str | int | float | None) for key in value)
+        return names and all(map(can_be_taken_apart, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(can_be_taken_apart, value))
+    return isinstance(value, th.Tensor) or type(value).__name__ in PLAIN
 
 
 def put_together(tensors: Mapping[str, th.Tensor]) -> Any:

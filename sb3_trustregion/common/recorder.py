@@ -27,10 +27,9 @@ from sb3_trustregion.common.learning_data import (
     in_time,
     observations_in_time,
 )
-from sb3_trustregion.core.batch import map_arrays, take
+from sb3_trustregion.core.batch import FEW, map_arrays, take
 from sb3_trustregion.core.distributions import Observations
 from sb3_trustregion.core.improvement import FloatArray
-from sb3_trustregion.core.parameters import FEW
 
 
 class Recorder:
@@ -92,7 +91,7 @@ class Recorder:
         for env_index in dones.nonzero()[0]:
             faulty[env_index] |= screen is not None and screen.terminal[env_index]
             faulty[env_index] |= self._end(model, int(env_index), len(dones), seen["infos"][env_index])
-        scale = reward_scale(unwrap_vec_normalize(seen["env"]))
+        scale = reward_scale(unwrap_vec_normalize(seen["env"]), self._rewards)
         self._steps.append((faulty, screened, self._rewards, scale))
         self.faulty_observation = bad_observations
 
@@ -141,7 +140,9 @@ class Recorder:
         if info.get("terminal_observation") is None or not info.get("TimeLimit.truncated", False):
             return False
         last = take(model._last_obs, [env_index])
-        terminal = _shaped_as(last, info["terminal_observation"])
+        # As SB3 will ask for its value: images may have the channel last.
+        observation, _ = model.policy.obs_to_tensor(info["terminal_observation"])
+        terminal = map_arrays(lambda part: part.cpu().numpy(), observation)
         faulty = bool(self._clean(model, terminal, last).any())
         if faulty:
             self._note("terminal observation", np.arange(n_envs) == env_index)
@@ -290,10 +291,14 @@ def noise_held(model: OnPolicyAlgorithm, n_steps: int) -> int:
     return int(model.sde_sample_freq) if 1 <= model.sde_sample_freq < n_steps else n_steps
 
 
-def reward_scale(normalizer: VecNormalize | None) -> float:
-    """What ``VecNormalize``, if there is one, has just divided rewards by."""
+def reward_scale(normalizer: VecNormalize | None, rewards: FloatArray) -> float:
+    """What ``VecNormalize``, if there is one, has just divided rewards by; 1 where a subclass has a way of its own."""
     if normalizer is None or not normalizer.norm_reward:
         return 1.0
+    if type(normalizer).normalize_reward is not VecNormalize.normalize_reward:
+        is_known = hasattr(normalizer, "ret_rms")
+        if not (is_known and np.allclose(VecNormalize.normalize_reward(normalizer, normalizer.old_reward), rewards)):
+            return 1.0
     return float(np.sqrt(np.mean(normalizer.ret_rms.var) + normalizer.epsilon))
 
 
@@ -307,13 +312,6 @@ def _number(value: Any) -> float:
     """The one number that a value holds; NaN where it is none or several."""
     array = np.asarray(value)
     return float(array.item()) if array.size == 1 and array.dtype.kind in "bfiu" else math.nan
-
-
-def _shaped_as(row: Any, observation: Any) -> Any:
-    """One observation as a batch of one, as another is, whether or not it is one by now."""
-    if isinstance(observation, dict):
-        return {key: _shaped_as(row[key], part) for key, part in observation.items()}
-    return np.array(observation).reshape(row.shape)
 
 
 def _stacked(parts: list[Any]) -> Any:

@@ -12,6 +12,8 @@ from sb3_trustregion.core.distributions import Observations
 T = TypeVar("T")
 # Observations of so many bytes (in single precision) go through a policy at once: of images some hundreds.
 BYTES_AT_ONCE, LEAST_AT_ONCE = 2**24, 64
+# States that tell what a policy is like.
+FEW = 16
 
 
 class Batch(NamedTuple):
@@ -54,6 +56,12 @@ class Batch(NamedTuple):
 def take(observations: Any, index: Any) -> Any:
     """Some of n observations, (n, ...) or a dict of those, by an index of shape (m,), or by a slice: then as views."""
     return map_arrays(lambda part: part[index], observations)
+
+
+def few_of(observations: Observations) -> th.Tensor:
+    """An index of a few of n observations, from first to last."""
+    n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+    return th.linspace(0, n - 1, min(n, FEW), device="cpu").long()
 
 
 def pieces_of(observations: Observations) -> list[slice]:

@@ -80,13 +80,17 @@ def kl_divergence(kind: Distribution, old: Parameters, new: Parameters) -> th.Te
     KL(old ‖ new) of each state, shape (B,), nats, joint over action dimensions; ``kind`` is any distribution of the
     policy's kind. In double precision: small steps cancel.
     """
-    old = tuple(parameter.double() for parameter in old)
-    new = tuple(parameter.double() for parameter in new)
+    old, new = tuple(map(in_double, old)), tuple(map(in_double, new))
     if isinstance(kind, GAUSSIAN):
         return _gaussian_kl(old, new)
     if isinstance(kind, BernoulliDistribution):
         return _bernoulli_kl(old[0], new[0])
     return th.stack([_categorical_kl(o, n) for o, n in zip(old, new, strict=True)]).sum(dim=0)
+
+
+def in_double(tensor: th.Tensor) -> th.Tensor:
+    """In double precision, where the device knows it (Apple's does not)."""
+    return tensor if tensor.device.type == "mps" else tensor.double()
 
 
 def fisher_times(kind: Distribution, parameters: Parameters, tangents: Parameters) -> Parameters:

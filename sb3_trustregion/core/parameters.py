@@ -11,15 +11,13 @@ import numpy.typing as npt
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_trustregion.core.batch import pieces_of, take
+from sb3_trustregion.core.batch import Batch, few_of, pieces_of, take
 from sb3_trustregion.core.distributions import Observations, distribution_parameters, preserved_distribution
-from sb3_trustregion.core.functional import folded_in, unfold
+from sb3_trustregion.core.functional import ActionHead, folded_in, unfold
 from sb3_trustregion.core.jacobian import differentiable_twice
 
 # SB3's name of what is the critic's even where logits depend on it, as in sb3-contrib.
 VALUE_HEAD = "value_net"
-# States that tell whether a policy can be differentiated twice.
-FEW = 16
 
 
 class ParameterVector(NamedTuple):
@@ -67,8 +65,7 @@ def actor_parameters(policy: ActorCriticPolicy, observations: Observations) -> P
     """
     pieces = [_acting(policy, take(observations, piece))[1] for piece in pieces_of(observations)]
     actor = {name: leaf for name, leaf in policy.named_parameters() if any(name in piece for piece in pieces)}
-    n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
-    outputs, leaves = _acting(policy, take(observations, th.linspace(0, n - 1, min(n, FEW), device="cpu").long()))
+    outputs, leaves = _acting(policy, take(observations, few_of(observations)))
     return ParameterVector(
         names=tuple(actor),
         shapes=tuple(leaf.shape for leaf in actor.values()),
@@ -90,6 +87,26 @@ def _acting(policy: ActorCriticPolicy, observations: Observations) -> tuple[list
     gradients = th.autograd.grad(total, list(trainable.values()), retain_graph=True, allow_unused=True)
     pairs = zip(trainable.items(), gradients, strict=True)
     return attached, {name: leaf for (name, leaf), gradient in pairs if gradient is not None}
+
+
+def out_of_reach(policy: ActorCriticPolicy, batch: Batch) -> list[str]:
+    """
+    Names of the trainable parameters that act although no module holds them when it is called: by a reference of their
+    own, in a list or an object that is no module. No functional call replaces those. Others' parameters have no name.
+    """
+    few = batch.select(few_of(batch.observations))
+    replaced = {name: tensor.detach() for name, tensor in tensors_of(policy).items()}
+    with th.random.fork_rng(devices=[]), th.enable_grad():
+        _, outputs = ActionHead(policy).at(replaced, few.observations, few.actions)
+    nodes, unseen = set(), [output.grad_fn for output in outputs]
+    while unseen:
+        node = unseen.pop()
+        if node is not None and node not in nodes:
+            nodes.add(node)
+            unseen += [function for function, _ in node.next_functions]
+    leaves = {id(node.variable): node.variable for node in nodes if hasattr(node, "variable")}
+    names = {id(parameter): name for name, parameter in policy.named_parameters()}
+    return [names.get(key, "") for key, leaf in leaves.items() if isinstance(leaf, th.nn.Parameter)]
 
 
 def critic_parameters(policy: ActorCriticPolicy, actor: ParameterVector) -> list[th.nn.Parameter]:

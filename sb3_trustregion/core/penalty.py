@@ -9,7 +9,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch.nn import functional as F
 
-from sb3_trustregion.core.batch import pieces_of, take
+from sb3_trustregion.core.batch import few_of, pieces_of, take
 from sb3_trustregion.core.distributions import (
     Observations,
     Parameters,
@@ -76,6 +76,13 @@ def outputs_of(policy: ActorCriticPolicy, observations: Observations) -> tuple[P
     """Parameters of the action distributions, batch first; over how many dimensions their KL is averaged."""
     kind, outputs = _distributions(policy, observations)
     return outputs, dimensions(kind, outputs)
+
+
+def is_trainable(policy: ActorCriticPolicy, observations: Observations) -> bool:
+    """Whether something that acts is trainable, as a few of the observations tell."""
+    with th.enable_grad():
+        _, outputs = _distributions(policy, take(observations, few_of(observations)))
+        return any(output.requires_grad for output in outputs)
 
 
 @th.no_grad()

@@ -15,7 +15,7 @@ import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trustregion.core.batch import Batch, map_arrays, pieces_of, take
-from sb3_trustregion.core.distributions import Observations, Parameters, dimensions, joined, kl_divergence
+from sb3_trustregion.core.distributions import Observations, Parameters, dimensions, in_double, joined, kl_divergence
 from sb3_trustregion.core.fisher import FisherProduct
 from sb3_trustregion.core.functional import ActionHead
 from sb3_trustregion.core.improvement import Promise, batch_means
@@ -146,7 +146,7 @@ class Surrogate:
             return NOWHERE
         log_probs, outputs = zip(*evaluated, strict=True)
         kl = float(kl_divergence(self.kind, self.outputs, joined(outputs)).mean())
-        log_ratios = (th.cat(log_probs) - self.log_probs).double()
+        log_ratios = in_double(th.cat(log_probs) - self.log_probs)
         # What counts for nothing, as an action that nobody would take, is not to become 0·∞.
         gains = th.where(self.batch.advantages == 0.0, 0.0, self.batch.advantages * th.expm1(log_ratios))
         gain = batch_means(gains.cpu().numpy(), self.batch.blocks)

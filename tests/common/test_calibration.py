@@ -153,7 +153,7 @@ def collect(env: VecEnv, seen: Array, policy: ActorCriticPolicy, rng: np.random.
         seen, reward, done, infos = env.step(actions[t])  # type: ignore[assignment]
         rewards.append(reward)
         dones.append(done)
-        scales.append(reward_scale(env if isinstance(env, VecNormalize) else None))
+        scales.append(reward_scale(env if isinstance(env, VecNormalize) else None, reward))
         for i in done.nonzero()[0]:
             if infos[i]["TimeLimit.truncated"]:
                 ends.append(infos[i]["terminal_observation"])

@@ -143,7 +143,7 @@ def test_the_rewards_scale_is_that_of_each_step() -> None:
 def test_without_normalised_rewards_their_scale_is_one() -> None:
     for env in (witnessed()[0], VecNormalize(witnessed()[0], norm_reward=False)):
         assert_same(collect(env, n_rollouts=1)[0].rollout.scales, np.ones(N_STEPS))
-    assert reward_scale(None) == 1.0
+    assert reward_scale(None, np.ones(N_ENVS)) == 1.0
 
 
 def test_episodes_are_those_of_the_monitor() -> None:
