@@ -104,7 +104,7 @@ def in_time(buffer: RolloutBuffer, name: str) -> Any:
 def flatten_as_get(buffer: RolloutBuffer) -> None:
     """Leave a full buffer as stock's ``get()`` does, for who looks at it after training; no order is drawn."""
     by_stock = type(buffer).get in OF_STOCK and "get" not in vars(buffer) and not buffer.generator_ready
-    if by_stock and all(np.size(getattr(buffer, name, ())) == np.size(buffer.episode_starts) for name in SCALARS):
+    if by_stock and all(np.size(getattr(buffer, name, ())) == buffer.buffer_size * buffer.n_envs for name in SCALARS):
         for name in FLATTENED:
             setattr(buffer, name, map_arrays(buffer.swap_and_flatten, getattr(buffer, name)))
         buffer.generator_ready = True
