@@ -211,22 +211,18 @@ def test_rollouts_of_ones_own_are_not_taken_for_those_of_training(algorithm: typ
     assert (model.region.n_judged >= 2, model.judge.n_unjudged_in_a_row) == (True, 0)
 
 
-@each_algorithm
-@pytest.mark.parametrize("stock", [PPO, TRPO])
-def test_the_buffer_is_left_as_by_stock(algorithm: type[Any], stock: type[Any]) -> None:
+@pytest.mark.parametrize("algorithm", [PPO, TRPO, *ALGORITHMS])
+def test_the_buffer_is_left_as_by_stock(algorithm: type[Any]) -> None:
     """For who asks the policy about what is in there."""
-    ours, theirs = (
-        make_model(kind) if kind in ALGORITHMS else bandit_model(kind, bandits()) for kind in (algorithm, stock)
-    )
-    for model in (ours.learn(ours.n_steps * ours.n_envs), theirs.learn(UPDATE)):
-        buffer, n = model.rollout_buffer, model.n_steps * model.n_envs
-        assert buffer.generator_ready
-        assert buffer.observations.shape == (n, *model.observation_space.shape)
-        assert buffer.advantages.shape == buffer.values.shape == (n, 1)
-        assert buffer.rewards.shape == (model.n_steps, model.n_envs)
-        in_order = in_time(buffer, "values").swapaxes(0, 1).reshape(n, 1)
-        np.testing.assert_array_equal(buffer.values, in_order)
-        model.policy.predict_values(th.as_tensor(buffer.observations))
+    model = bandit_model(algorithm, bandits()).learn(UPDATE)
+    buffer = model.rollout_buffer
+    assert buffer.generator_ready
+    assert buffer.observations.shape == (UPDATE, 2)
+    assert buffer.advantages.shape == buffer.values.shape == (UPDATE, 1)
+    assert buffer.rewards.shape == (model.n_steps, N_ENVS)
+    in_order = in_time(buffer, "values").swapaxes(0, 1).reshape(UPDATE, 1)
+    np.testing.assert_array_equal(buffer.values, in_order)
+    model.policy.predict_values(th.as_tensor(buffer.observations))
 
 
 # Last observations
