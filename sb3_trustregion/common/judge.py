@@ -120,13 +120,14 @@ class Snapshot(NamedTuple):
         """Undo an update; buffers (statistics of the data) stay, unless they may be spoiled (``with_statistics``)."""
         restore(policy, self.tensors if with_statistics else self.undone)
         optimizer, saved = policy.optimizer, self.optimizer
+        if saved is None:
+            return
         groups = list(getattr(optimizer, "param_groups", []))
-        by_torch = getattr(type(optimizer), "load_state_dict", None) is th.optim.Optimizer.load_state_dict
-        if saved is not None and by_torch:  # which would give all that it finds the parameter's type
+        if getattr(type(optimizer), "load_state_dict", None) is th.optim.Optimizer.load_state_dict:
             parameters = dict(enumerate(parameter for group in groups for parameter in group["params"]))
-            optimizer.state.clear()
+            optimizer.state.clear()  # not by load_state_dict, which gives all that it finds the parameter's type
             optimizer.state.update({parameters.get(key, key): value for key, value in saved.items()})
-        elif saved is not None and "state" in (present := optimizer.state_dict()):
+        elif "state" in (present := optimizer.state_dict()):
             optimizer.load_state_dict({**present, "state": saved})
             getattr(optimizer, "param_groups", [])[:] = groups  # the same objects: somebody may hold them
 

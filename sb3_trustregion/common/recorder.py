@@ -27,7 +27,7 @@ from sb3_trustregion.common.learning_data import (
     in_time,
     observations_in_time,
 )
-from sb3_trustregion.core.batch import FEW, map_arrays, take
+from sb3_trustregion.core.batch import few_of, map_arrays, take
 from sb3_trustregion.core.distributions import Observations
 from sb3_trustregion.core.improvement import FloatArray
 
@@ -227,7 +227,7 @@ def as_seen(model: OnPolicyAlgorithm) -> Any:
     forms = observations_in_time(buffer, model._last_obs)
     if len(forms) < 2:
         return forms[0] if forms else None
-    some = np.linspace(0, buffer.buffer_size - 1, min(buffer.buffer_size, FEW)).astype(int)
+    some = few_of(forms[0]).numpy()
     values = in_time(buffer, "values")[some].ravel()
     parts = [flatten_time(take(form, some)) for form in forms]
     errors = [np.abs(values_of(model.policy, obs_as_tensor(part, model.device)) - values).sum() for part in parts]

@@ -80,9 +80,8 @@ def outputs_of(policy: ActorCriticPolicy, observations: Observations) -> tuple[P
 
 def is_trainable(policy: ActorCriticPolicy, observations: Observations) -> bool:
     """Whether something that acts is trainable, as a few of the observations tell."""
-    with th.enable_grad():
-        _, outputs = _distributions(policy, take(observations, few_of(observations)))
-        return any(output.requires_grad for output in outputs)
+    _, outputs = _distributions(policy, take(observations, few_of(observations)))
+    return any(output.requires_grad for output in outputs)
 
 
 @th.no_grad()

@@ -37,7 +37,7 @@ def bandits() -> VecEnv:
 
 
 class ByReference(BaseFeaturesExtractor):
-    """Multiplies by a parameter that it looks up in a list."""
+    """Adds a parameter that it looks up in a list."""
 
     def __init__(self, observation_space: gym.spaces.Box) -> None:
         super().__init__(observation_space, 2)
