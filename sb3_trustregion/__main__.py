@@ -1,7 +1,6 @@
 """``python -m sb3_trustregion``: what is there, and what to try first."""
 
-import inspect
-import re
+import importlib
 from pathlib import Path
 
 import sb3_trustregion
@@ -20,19 +19,13 @@ def main() -> None:
     """Print the overview."""
     print(f"sb3_trustregion {sb3_trustregion.__version__}\n\nalgorithms")
     for name, class_name in sb3_trustregion.ALGORITHMS.items():
-        print(f"  {class_name:<14}{name:<15}{_first_sentence(getattr(sb3_trustregion, class_name))}")
+        print(f"  {class_name:<14}{name:<15}{importlib.import_module(f'sb3_trustregion.{name}').__doc__}")
     print("\nRL Zoo", *doctor.check_hook(), *doctor.check_zoo(), sep="\n")
     print(f"\nhyperparameters  {registration.hyperparameters_path('<algorithm>')}")
     readme = _ROOT / "README.md"
     place = f"{readme}, {_ROOT / 'docs'}" if readme.is_file() else "README.md and docs/ of the source tree"
     print(f"documentation    {place}, help(sb3_trustregion.AdaptiveTRPO)")
     print(_TRY)
-
-
-def _first_sentence(algorithm: type) -> str:
-    """The first sentence of a docstring, without what is in brackets, where titles and "et al." have full stops."""
-    paragraph = " ".join((inspect.getdoc(algorithm) or "").split("\n\n")[0].split())
-    return re.split(r"[.:]", re.sub(r" ?\([^)]*\)", "", paragraph))[0]
 
 
 if __name__ == "__main__":

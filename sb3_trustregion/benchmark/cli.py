@@ -4,7 +4,6 @@ import argparse
 import shlex
 import signal
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
     arguments = _parser().parse_args(given)
     arguments.line = shlex.join([*PROGRAM.split(), *given])
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         code: int = arguments.command(arguments)
     except (ValueError, OSError, ImportError) as error:
@@ -34,11 +33,6 @@ def main(argv: list[str] | None = None) -> int:
         print("\nstopped: the same command goes on where this one ended", file=sys.stderr)
         return 130
     return code
-
-
-def _interrupt(number: int, frame: types.FrameType | None) -> None:
-    """Treat SIGTERM as Ctrl-C."""
-    raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:

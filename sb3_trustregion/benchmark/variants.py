@@ -41,11 +41,6 @@ class Variant:
     replays: str = ""  # name of the variant whose record, with another seed, takes the place of feedback
 
     @property
-    def is_stock(self) -> bool:
-        """Whether no code of ours takes part."""
-        return self.algorithm in ("ppo", "trpo")
-
-    @property
     def is_adaptive(self) -> bool:
         """Whether its radius is judged by what steps bring, or could be."""
         return self.algorithm.startswith("adaptive_")

@@ -13,9 +13,7 @@ import torch as th
 from sb3_contrib import TRPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.save_util import load_from_zip_file, open_path
-from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.utils import check_for_correct_spaces, get_system_info
-from stable_baselines3.common.vec_env.patch_gym import _convert_space
+from stable_baselines3.common.utils import get_system_info
 
 File = str | Path | BufferedIOBase
 
@@ -30,46 +28,39 @@ class DamagedFileError(ValueError):
     """A file that is cut off, overwritten, or no model at all."""
 
 
-class StockModel:
+def read_stock(
+    path: File, device: th.device | str, custom_objects: dict[str, Any] | None, print_system_info: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """
-    A checkpoint of stock PPO, A2C or TRPO: the file that ``save`` wrote, or a file-like.
+    Attributes, and state_dicts by name, of a model of stock PPO, A2C or TRPO, from a file or a file-like.
 
     Arguments are those of SB3's ``load``; what ``custom_objects`` replace is not unpickled.
 
     :raises ValueError: where the file is damaged or holds no policy
     """
+    check_complete(path)
+    if print_system_info:
+        print("== CURRENT SYSTEM INFO ==")
+        get_system_info()
+    data, parameters, _ = load_from_zip_file(
+        path, device=device, custom_objects=custom_objects, print_system_info=print_system_info
+    )
+    data = data or {}
+    missing = sorted({"policy_class", "observation_space", "action_space"} - data.keys())
+    if missing:
+        names = ", ".join(missing)
+        raise ValueError(f"custom_objects must hold {names}, which cannot be read here, got {custom_objects!r}")
+    return data, dict(parameters)
 
-    def __init__(
-        self, path: File, device: th.device | str, custom_objects: dict[str, Any] | None, print_system_info: bool
-    ) -> None:
-        check_complete(path)
-        if print_system_info:
-            print("== CURRENT SYSTEM INFO ==")
-            get_system_info()
-        data, parameters, _ = load_from_zip_file(
-            path, device=device, custom_objects=custom_objects, print_system_info=print_system_info
-        )
-        self.data: dict[str, Any] = dict(data or {})
-        self.parameters: dict[str, Any] = dict(parameters)  # state_dicts by name
-        missing = sorted({"policy_class", "observation_space", "action_space"} - self.data.keys())
-        if missing:
-            names = ", ".join(missing)
-            raise ValueError(f"custom_objects must hold {names}, which cannot be read here, got {custom_objects!r}")
-        self.is_trpo = "cg_damping" in self.data
-        self.is_ppo = "clip_range" in self.data
 
-    def check_spaces(self, env: GymEnv) -> None:
-        """Raise a ``ValueError`` where the spaces of an environment, wrapped as for training, are not the file's."""
-        spaces = (_convert_space(self.data[name]) for name in ("observation_space", "action_space"))
-        check_for_correct_spaces(env, *spaces)
-
-    def arguments(self, accepted: set[str]) -> dict[str, Any]:
-        """The arguments in the file that a constructor, which accepts these names, takes in the same meaning."""
-        same_loss = (self.is_ppo and "n_epochs" in accepted) or (self.is_trpo and "cg_damping" in accepted)
-        names = (accepted & STOCK_ARGUMENTS & self.data.keys()) - OF_THE_RUN - (set() if same_loss else OF_THE_LOSS)
-        if self.is_ppo and "clip_range" not in accepted:
-            names.discard("target_kl")  # there it ends the epochs
-        return {name: self.data[name] for name in names}
+def stock_arguments(data: dict[str, Any], accepted: set[str]) -> dict[str, Any]:
+    """The arguments in a stock model's attributes that a constructor with these names takes in the same meaning."""
+    is_ppo, is_trpo = "clip_range" in data, "cg_damping" in data
+    same_loss = (is_ppo and "n_epochs" in accepted) or (is_trpo and "cg_damping" in accepted)
+    names = (accepted & STOCK_ARGUMENTS & data.keys()) - OF_THE_RUN - (set() if same_loss else OF_THE_LOSS)
+    if is_ppo and "clip_range" not in accepted:
+        names.discard("target_kl")  # there it ends the epochs
+    return {name: data[name] for name in names}
 
 
 def check_file(path: File, algorithm: str, own_arguments: tuple[str, ...]) -> None:

@@ -15,11 +15,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
-from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.utils import check_for_correct_spaces, get_device
 from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.patch_gym import _convert_space
 from typing_extensions import Self
 
-from sb3_trustregion.common.files import StockModel, check_file, read_parameters
+from sb3_trustregion.common.files import check_file, read_parameters, read_stock, stock_arguments
 from sb3_trustregion.common.guard import aside, screened
 from sb3_trustregion.common.judge import Judge
 from sb3_trustregion.common.learning_data import Rollout, as_advantages_say, flatten_as_get
@@ -127,18 +128,18 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         :return: a new model
         :raises ValueError: where the file holds no actor-critic policy, or its spaces are not those of ``env``
         """
-        stock = StockModel(path, get_device(device), custom_objects, print_system_info)
+        data, parameters = read_stock(path, get_device(device), custom_objects, print_system_info)
         accepted = argument_names(cls)
-        arguments = {"policy": stock.data["policy_class"], **stock.arguments(accepted), **kwargs}
+        arguments = {"policy": data["policy_class"], **stock_arguments(data, accepted), **kwargs}
         start = arguments.get(cls._radius_argument)
         if start is not None and 0.0 < as_schedule(start)(1.0) < math.inf:
             arguments.setdefault("radius_prior", as_schedule(start)(1.0))  # what was chosen is where it is to stay
         env = cls._wrap_env(maybe_make_env(env, 0))
-        stock.check_spaces(env)
+        check_for_correct_spaces(env, *(_convert_space(data[name]) for name in ("observation_space", "action_space")))
         model = cls(env=env, device=device, **arguments)
-        model.policy.load_state_dict(stock.parameters["policy"])
-        if stock.is_ppo and "n_epochs" in accepted:
-            model.policy.optimizer.load_state_dict(stock.parameters["policy.optimizer"])
+        model.policy.load_state_dict(parameters["policy"])
+        if "clip_range" in data and "n_epochs" in accepted:  # PPO's loss here as there
+            model.policy.optimizer.load_state_dict(parameters["policy.optimizer"])
         return model
 
     def _excluded_save_params(self) -> list[str]:

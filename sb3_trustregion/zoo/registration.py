@@ -28,7 +28,8 @@ def register_algorithms() -> None:
     """Add the classes to ``ALGOS``, which several modules of RL Zoo import by name: it is changed in place."""
     from rl_zoo3.utils import ALGOS
 
-    _add_missing(ALGOS, {name: getattr(sb3_trustregion, class_name) for name, class_name in ALGORITHMS.items()})
+    ours: dict[str, Any] = {name: getattr(sb3_trustregion, class_name) for name, class_name in ALGORITHMS.items()}
+    ALGOS.update(ours | ALGOS)
 
 
 def register_samplers() -> None:
@@ -37,8 +38,8 @@ def register_samplers() -> None:
 
     from sb3_trustregion.zoo.samplers import CONVERTERS, SAMPLERS
 
-    _add_missing(HYPERPARAMS_SAMPLER, SAMPLERS)
-    _add_missing(HYPERPARAMS_CONVERTER, CONVERTERS)
+    HYPERPARAMS_SAMPLER.update(SAMPLERS | HYPERPARAMS_SAMPLER)
+    HYPERPARAMS_CONVERTER.update(CONVERTERS | HYPERPARAMS_CONVERTER)
 
 
 def register_hyperparameters() -> None:
@@ -49,16 +50,11 @@ def register_hyperparameters() -> None:
         ExperimentManager.__init__ = _with_our_hyperparameters(ExperimentManager.__init__)  # type: ignore[method-assign]
 
 
-def hyperparameters_path(algorithm: str) -> Path:
-    """The YAML file of an algorithm, by RL Zoo's name: inside the package (wheel) or beside it (source checkout)."""
-    package = Path(__file__).parents[1]
+def hyperparameters_path(algorithm: str, package: Path | None = None) -> Path:
+    """The YAML file of an algorithm, by RL Zoo's name: inside a package, by default ours, or beside it (checkout)."""
+    package = package or Path(__file__).parents[1]
     folders = [package / "hyperparams", package.parent / "hyperparams"]
     return next(filter(Path.is_dir, folders), folders[0]) / f"{algorithm}.yml"
-
-
-def _add_missing(table: dict[str, Any], entries: dict[str, Any]) -> None:
-    for name, entry in entries.items():
-        table.setdefault(name, entry)
 
 
 def _with_our_hyperparameters(init: Callable[..., None]) -> Callable[..., None]:

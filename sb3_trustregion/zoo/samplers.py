@@ -36,7 +36,7 @@ def sample(
     trial.suggest_categorical("critic", list(CRITICS))
     if n_actions:
         trial.suggest_float("log_std_init", -2.0, 0.5)
-    for name, (low, high) in _search_space(algorithm).items():
+    for name, (low, high) in _class_of(algorithm).search_space.items():
         trial.suggest_float(name, low, high, log=True)
     return convert(algorithm, trial.params)
 
@@ -50,20 +50,14 @@ def convert(algorithm: str, params: dict[str, Any]) -> dict[str, Any]:
         "policy_kwargs": {"net_arch": {"pi": ACTOR, "vf": CRITICS[params["critic"]]}}
         | ({"log_std_init": params["log_std_init"]} if "log_std_init" in params else {}),
     }
-    hyperparams |= {name: params[name] for name in _search_space(algorithm)}
+    hyperparams |= {name: params[name] for name in _class_of(algorithm).search_space}
     start = getattr(_class_of(algorithm), "_radius_argument", "")
     # A radius that was found is where it is to stay, not only to start from.
     return hyperparams | ({"radius_prior": hyperparams[start]} if start else {})
 
 
-def _class_of(algorithm: str) -> type[Any]:
-    cls: type[Any] = getattr(sb3_trustregion, sb3_trustregion.ALGORITHMS[algorithm])
-    return cls
-
-
-def _search_space(algorithm: str) -> dict[str, tuple[float, float]]:
-    space: dict[str, tuple[float, float]] = getattr(_class_of(algorithm), "search_space", {})
-    return space
+def _class_of(algorithm: str) -> Any:
+    return getattr(sb3_trustregion, sb3_trustregion.ALGORITHMS[algorithm])
 
 
 SAMPLERS: dict[str, Sampler] = {name: functools.partial(sample, name) for name in sb3_trustregion.ALGORITHMS}

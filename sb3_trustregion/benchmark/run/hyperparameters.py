@@ -58,18 +58,11 @@ def usual_timesteps(task: str) -> int:
 
 @cache
 def _entries(config: str) -> dict[str, Any]:
-    path = hyperparameters_path(config) if config in ALGORITHMS else _zoo_folder() / f"{config}.yml"
+    # RL Zoo's are found without importing it, which takes seconds.
+    zoo: Any = importlib.util.find_spec("rl_zoo3")
+    path = hyperparameters_path(config, None if config in ALGORITHMS else Path(zoo.origin).parent)
     entries: dict[str, Any] = yaml.safe_load(path.read_text("utf-8"))
     return entries
-
-
-def _zoo_folder() -> Path:
-    """Find the folder of RL Zoo's files without importing RL Zoo, which takes seconds."""
-    spec = importlib.util.find_spec("rl_zoo3")
-    assert spec is not None
-    assert spec.origin is not None
-    folder = Path(spec.origin).parent
-    return folder / "hyperparams" if (folder / "hyperparams").is_dir() else folder.parent / "hyperparams"
 
 
 def algorithms() -> dict[str, type[Any]]:
