@@ -1,7 +1,7 @@
 """PPO with a KL penalty whose weight adapts, in place of clipping."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,13 +13,14 @@ from stable_baselines3.common.type_aliases import GymEnv, RolloutBufferSamples, 
 
 from sb3_trustregion.common.guard import accept, refuse
 from sb3_trustregion.common.judge import Snapshot
-from sb3_trustregion.common.learning_data import make_batch, replace_faulty_samples, samples_of
+from sb3_trustregion.common.learning_data import draws_anew, make_batch, replace_faulty_samples, samples_of
 from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, begin_update, tells_what_acts
 from sb3_trustregion.common.update_log import log_update, of_policy
 from sb3_trustregion.common.validation import as_schedule, check_number, settle, settle_ppo, sizes_of_ppo
 from sb3_trustregion.core.batch import take
 from sb3_trustregion.core.distributions import Parameters
 from sb3_trustregion.core.functional import uncompiled
+from sb3_trustregion.core.parameters import restore, snapshot
 from sb3_trustregion.core.penalty import (
     LARGEST_WEIGHT,
     LEAST_WEIGHT,
@@ -33,6 +34,7 @@ from sb3_trustregion.core.step import StepStatus
 
 # The losses that are logged, by their names in stock PPO.
 LOSSES = "loss", "policy_gradient_loss", "value_loss", "entropy_loss"
+MiniBatch = tuple[RolloutBufferSamples, Parameters]  # samples, and the parameters of π_old's distributions for them
 
 
 class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
@@ -167,7 +169,7 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
         samples, _ = samples_of(self.rollout_buffer)
         before, (old, n_dimensions) = Snapshot.of(policy), outputs_of(policy, samples.observations)
         target, acts = n_dimensions * self.target_kl, is_trainable(policy, samples.observations)
-        losses, fault = self._run_epochs(samples, old, target)
+        losses, fault = self._run_epochs(self._mini_batches(samples, old, before), target)
         spoiled = before.undoes_what_is_spoiled(policy)
         ratio = mean_kl(policy, samples.observations, old).item() / target
         if spoiled or not math.isfinite(ratio):
@@ -183,11 +185,11 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
             self.penalty = adapted(self.penalty, ratio, self.kl_tolerance, self.kl_coef_factor)
 
     def _run_epochs(
-        self, samples: RolloutBufferSamples, old: Parameters, target: float
+        self, mini_batches: Iterable[MiniBatch], target: float
     ) -> tuple[dict[str, float], ValueError | None]:
         """
-        Epochs over the samples of a rollout, of which ``old`` are the action distributions' parameters and ``target``
-        is the joint KL. Returns mean losses by name, and what ``torch.distributions`` raises of what is not finite.
+        Steps on mini-batches, one after the other, towards a joint KL of ``target``. Returns mean losses by name, and
+        what ``torch.distributions`` raises of what is not finite.
         """
         clip_vf, progress = self.clip_range_vf, self._current_progress_remaining
         clip_range_vf = None if clip_vf is None else as_schedule(clip_vf)(progress)
@@ -195,11 +197,8 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
         self.policy.set_training_mode(True)
         losses, fault = [], None
         try:
-            for index in self._mini_batches(len(samples.advantages)):
-                parts = (take(getattr(samples, name), index) for name in RolloutBufferSamples._fields)
-                mini_batch = RolloutBufferSamples(*parts)
-                old_outputs = tuple(output[index] for output in old)
-                terms = loss_terms(self.policy, mini_batch, old_outputs, self.normalize_advantage, clip_range_vf)
+            for samples, old in mini_batches:
+                terms = loss_terms(self.policy, samples, old, self.normalize_advantage, clip_range_vf)
                 loss = terms.policy + self.ent_coef * terms.entropy + self.vf_coef * terms.value
                 loss = loss + self.penalty * terms.kl
                 losses.append(th.stack([loss.float(), terms.policy, terms.value, terms.entropy]).detach())
@@ -214,12 +213,29 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
         means = th.stack(losses).mean(dim=0).tolist() if losses else []
         return dict(zip(LOSSES, means, strict=False)), fault
 
-    def _mini_batches(self, n_samples: int) -> Iterator[th.Tensor]:
-        """Indices of the samples of each mini-batch, in a new order for each epoch, drawn as by SB3's buffer."""
+    def _mini_batches(self, samples: RolloutBufferSamples, old: Parameters, before: Snapshot) -> Iterator[MiniBatch]:
+        """The samples in a new order for each epoch, drawn as by SB3's buffer; by the user's own, if there is one."""
+        draw_anew = draws_anew(self.rollout_buffer)
         for _ in range(self.n_epochs):
             self._n_updates += 1
-            order = np.random.permutation(n_samples)  # noqa: NPY002
-            yield from th.split(th.as_tensor(order, device=self.device), self.batch_size)
+            if draw_anew:
+                yield from self._drawn_anew(before)
+                continue
+            order = np.random.permutation(len(samples.advantages))  # noqa: NPY002
+            for index in th.split(th.as_tensor(order, device=self.device), self.batch_size):
+                parts = (take(getattr(samples, name), index) for name in RolloutBufferSamples._fields)
+                yield RolloutBufferSamples(*parts), tuple(output[index] for output in old)
+
+    def _drawn_anew(self, before: Snapshot) -> Iterator[MiniBatch]:
+        """The samples that a buffer hands out in one epoch: the policy before the update is asked about these."""
+        policy, drawn = uncompiled(self.policy), list(self.rollout_buffer.get(self.batch_size))
+        now = snapshot(policy)
+        restore(policy, before.tensors)
+        self.policy.set_training_mode(False)
+        old = [outputs_of(policy, samples.observations)[0] for samples in drawn]
+        restore(policy, now)
+        self.policy.set_training_mode(True)
+        yield from zip(drawn, old, strict=True)
 
     def _refuse(self, reason: str, ratio: float = 1.0) -> None:
         """Log and count that no update is made, and adapt C."""

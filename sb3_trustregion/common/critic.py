@@ -1,41 +1,60 @@
 """The critic's fit: values regressed on returns by the policy's own optimiser, while the actor stays."""
 
 import warnings
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.nn import Parameter
 from torch.nn import functional as F
 
 from sb3_trustregion.common.learning_data import copied
 from sb3_trustregion.core.batch import Batch, take
-from sb3_trustregion.core.distributions import preserved_distribution
+from sb3_trustregion.core.distributions import Observations, preserved_distribution
 from sb3_trustregion.core.parameters import ParameterVector, critic_parameters
 
+MiniBatches = Iterable[tuple[Observations, th.Tensor]]  # observations (m, ...) and returns (m,)
 
-def fit_critic(
-    policy: ActorCriticPolicy, actor: ParameterVector, batch: Batch, n_passes: int, batch_size: int
-) -> float:
-    """Fit values to returns. Returns the mean loss of all mini-batches, NaN where the fit was not finite and undone."""
+
+def in_new_orders(batch: Batch, n_passes: int, batch_size: int) -> MiniBatches:
+    """The samples of a batch, in a new order for each pass."""
+    orders = [th.randperm(batch.n_samples, device="cpu").to(batch.returns.device) for _ in range(n_passes)]
+    indices = [index for order in orders for index in th.split(order, int(batch_size))]
+    return ((take(batch.observations, index), batch.returns[index]) for index in indices)
+
+
+def asked_anew(buffer: RolloutBuffer, n_passes: int, batch_size: int) -> Iterator[tuple[Observations, th.Tensor]]:
+    """What a buffer hands out at each pass, as to stock."""
+    for _ in range(n_passes):
+        for samples in buffer.get(int(batch_size)):
+            yield samples.observations, samples.returns.float()
+
+
+def fit_critic(policy: ActorCriticPolicy, actor: ParameterVector, mini_batches: MiniBatches) -> float:
+    """
+    Fit values to returns, a step of the optimiser for each mini-batch.
+
+    Returns the mean loss before those steps, 0 where there is nothing to fit, NaN where the fit left the finite numbers
+    and was undone.
+    """
     optimizer, of_policy = policy.optimizer, {id(parameter) for parameter in policy.parameters()}
     moved = [parameter for group in getattr(optimizer, "param_groups", ()) for parameter in group["params"]]
     # Also what the user has the optimiser move beside the policy: a part of the critic's elsewhere.
     beside = [p for p in moved if p.requires_grad and id(p) not in of_policy]
     critic = [*critic_parameters(policy, actor), *beside]
-    if not critic or n_passes == 0 or batch.n_samples == 0:
+    if not critic:
         return 0.0
     before = [parameter.detach().clone() for parameter in critic]
     state: dict[Any, Any] = getattr(optimizer, "state", {})
     state_before = [copied(state.get(parameter, {})) for parameter in critic]
     optimizer.zero_grad()
     _enter_training_mode(policy, critic)
-    orders = [th.randperm(batch.n_samples, device="cpu").to(batch.returns.device) for _ in range(n_passes)]
-    mini_batches = [index for order in orders for index in th.split(order, int(batch_size))]
     cleared = [*critic, *moved]
-    losses = [_descend(policy, critic, cleared, batch, index) for index in mini_batches]
-    mean_loss = float(th.stack(losses).mean())
+    losses = [_descend(policy, critic, cleared, *mini_batch) for mini_batch in mini_batches]
+    mean_loss = float(th.stack(losses).mean()) if losses else 0.0
     # Adam's second moment overflows first: infinite, it would hold the critic still for good.
     moments = [value for p in critic for value in state.get(p, {}).values() if isinstance(value, th.Tensor)]
     if not np.isfinite(mean_loss) or not all(bool(th.isfinite(value).all()) for value in (*critic, *moments)):
@@ -51,11 +70,14 @@ def fit_critic(
 
 
 def _descend(
-    policy: ActorCriticPolicy, critic: list[Parameter], cleared: list[Parameter], batch: Batch, index: th.Tensor
+    policy: ActorCriticPolicy,
+    critic: list[Parameter],
+    cleared: list[Parameter],
+    observations: Observations,
+    returns: th.Tensor,
 ) -> th.Tensor:
     """Make one step of the optimiser, without gradients from before, and return the loss before it."""
-    values = policy.predict_values(take(batch.observations, index)).flatten()
-    loss = F.mse_loss(values, batch.returns[index])
+    loss = F.mse_loss(policy.predict_values(observations).flatten(), returns)
     if not loss.requires_grad:  # what is trainable has no part in it
         return loss
     for parameter in cleared:  # a hook of the user's may have left gradients to others

@@ -225,6 +225,12 @@ def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
     return view._get_samples(every), True  # type: ignore[arg-type]
 
 
+def draws_anew(buffer: RolloutBuffer) -> bool:
+    """Whether each epoch is to ask a buffer: it hands samples out in a way of its own, perhaps others each time."""
+    kind, own_ways = type(buffer), {"get", "_get_samples"} & vars(buffer).keys()
+    return kind.get not in OF_STOCK or kind._get_samples not in OF_STOCK or bool(own_ways)
+
+
 def copied(value: Any) -> Any:
     """A deep copy as far as there is one: of a tensor without its graph, of a lock or a generator none."""
     try:

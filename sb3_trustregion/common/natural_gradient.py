@@ -10,10 +10,10 @@ from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
-from sb3_trustregion.common.critic import fit_critic, follow_the_data
+from sb3_trustregion.common.critic import asked_anew, fit_critic, follow_the_data, in_new_orders
 from sb3_trustregion.common.guard import accept, refuse
 from sb3_trustregion.common.judge import Verdict
-from sb3_trustregion.common.learning_data import Rollout, make_batch
+from sb3_trustregion.common.learning_data import Rollout, draws_anew, make_batch, replace_faulty_samples
 from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, find_actor, is_stock_way
 from sb3_trustregion.common.update_log import log_update, of_policy
 from sb3_trustregion.common.validation import check_integer, check_number, settle
@@ -96,6 +96,8 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
         batch = make_batch(self.rollout_buffer, rollout.faulty)
         if not batch.n_samples:
             return batch, NOBODY
+        if draws_anew(self.rollout_buffer):
+            replace_faulty_samples(self.rollout_buffer, rollout.faulty)
         follow_the_data(uncompiled(self.policy), batch, max(self.n_critic_updates, 1), self.batch_size)
         return batch, find_actor(self.policy, batch)
 
@@ -121,7 +123,9 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
             for group in self.policy.optimizer.param_groups:  # fused, Adam takes parts of other tensors for whole ones
                 if group.get("fused"):
                     group["fused"] = all(parameter.is_contiguous() for parameter in group["params"])
-        return fit_critic(uncompiled(self.policy), actor, batch, self.n_critic_updates, self.batch_size)
+        buffer, passes = self.rollout_buffer, (self.n_critic_updates, self.batch_size)
+        mini_batches = asked_anew(buffer, *passes) if draws_anew(buffer) else in_new_orders(batch, *passes)
+        return fit_critic(uncompiled(self.policy), actor, mini_batches)
 
     def _update_without_step(self, batch: Batch, actor: ParameterVector, verdict: Verdict | None = None) -> None:
         """Count a rollout without a usable sample; where the user has frozen all that acts, the critic learns alone."""

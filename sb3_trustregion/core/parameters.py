@@ -76,7 +76,8 @@ def actor_parameters(policy: ActorCriticPolicy, observations: Observations) -> P
 
 def _acting(policy: ActorCriticPolicy, observations: Observations) -> tuple[list[th.Tensor], dict[str, th.Tensor]]:
     """Those of the distributions' parameters that have a gradient, and those of the policy's that they depend on."""
-    trainable = {name: p for name, p in policy.named_parameters() if p.requires_grad and VALUE_HEAD not in name}
+    of_actor = ((name, p) for name, p in policy.named_parameters() if name.partition(".")[0] != VALUE_HEAD)
+    trainable = {name: p for name, p in of_actor if p.requires_grad}
     unfold(policy)
     with preserved_distribution(policy), th.enable_grad():
         outputs = distribution_parameters(policy.get_distribution(observations))

@@ -1,5 +1,6 @@
 """What few policies, optimisers, buffers and environments do, and stock takes: rare heads, hooks, own counters."""
 
+import copy
 from typing import Any
 
 import gymnasium as gym
@@ -12,9 +13,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
 from stable_baselines3.common.logger import HumanOutputFormat, Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
+from sb3_trustregion import NPG, AdaptiveTRPO
 from tests.helpers import ALGORITHMS, all_finite, make_model, state_of
 
 each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -168,6 +171,32 @@ def test_the_value_head_is_the_critics(algorithm: type[Any]) -> None:
     before = model.policy.value_net.weight.detach().clone()
     model.learn(2 * model.n_steps * model.n_envs)
     assert not th.equal(model.policy.value_net.weight, before)
+
+
+class Attention(BaseFeaturesExtractor):
+    """Calls what it attends to values, as is usual; actor and critic share it."""
+
+    def __init__(self, observation_space: gym.Space[Any]) -> None:
+        super().__init__(observation_space, 8)
+        self.key_net, self.value_net = th.nn.Linear(1, 8), th.nn.Linear(1, 8)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        each = observations.unsqueeze(-1)
+        return th.tanh((th.softmax(self.key_net(each), dim=1) * self.value_net(each)).sum(dim=1))
+
+
+@pytest.mark.parametrize("algorithm", [NPG, AdaptiveTRPO])
+def test_what_acts_is_the_actors_by_any_name(algorithm: type[Any]) -> None:
+    policy_kwargs = {"features_extractor_class": Attention, "net_arch": []}
+    model = make_model(algorithm, "CartPole-v1", policy_kwargs=policy_kwargs)
+    before = copy.deepcopy(model.policy)
+    model.learn(model.n_steps * model.n_envs)
+    seen = th.as_tensor(model.rollout_buffer.observations)
+    old, new = (policy.get_distribution(seen).distribution for policy in (before, model.policy))
+    kl = th.distributions.kl_divergence(old, new).mean().item()
+    # The critic's fit has moved nothing that acts.
+    assert kl == pytest.approx(model.logger.name_to_value["train/kl_divergence"], rel=1e-3)
+    assert not th.equal(before.features_extractor.value_net.weight, model.policy.features_extractor.value_net.weight)
 
 
 @each_algorithm

@@ -20,7 +20,7 @@ ALGORITHM_PAGES = {name: ROOT / "docs" / "algorithms" / f"{name}.md" for name in
 ORDER = [
     *("Usage", "Can I use?", "Arguments", "Logged values", "The mathematics", "Results", "What it does not do"),
 ]
-GRIDS = ("exploratory", "million", "large_batches", "clip_starts")
+GRIDS = ("exploratory", "million", "large_batches", "clip_starts", "ablations")
 each_page = pytest.mark.parametrize("name", ALGORITHMS)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 INTERVAL = re.compile(r"\d\.\d\d \[\d\.\d\d, \d\.\d\d\]")
