@@ -21,15 +21,7 @@ from sb3_trustregion.core.batch import take
 from sb3_trustregion.core.distributions import Parameters
 from sb3_trustregion.core.functional import uncompiled
 from sb3_trustregion.core.parameters import restore, snapshot
-from sb3_trustregion.core.penalty import (
-    LARGEST_WEIGHT,
-    LEAST_WEIGHT,
-    adapted,
-    is_trainable,
-    loss_terms,
-    mean_kl,
-    outputs_of,
-)
+from sb3_trustregion.core.penalty import WEIGHTS, adapted, is_trainable, loss_terms, mean_kl, outputs_of
 from sb3_trustregion.core.step import StepStatus
 
 # The losses that are logged, by their names in stock PPO.
@@ -149,12 +141,12 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
     def _heed_arguments(self) -> None:
         """C goes on from where it is, unless the user has given another one to start from."""
         settle(self, check_number, "target_kl", above=0.0)
-        settle(self, check_number, "kl_coef", at_least=LEAST_WEIGHT, at_most=LARGEST_WEIGHT)
+        settle(self, check_number, "kl_coef", **WEIGHTS)
         settle(self, check_number, "kl_tolerance", "kl_coef_factor", at_least=1.0)
         settle(self, check_number, "early_stop", optional=True, above=self.kl_tolerance, infinite=True)
         if self.kl_coef != self.penalty_start:
             self.penalty = self.penalty_start = self.kl_coef
-        settle(self, check_number, "penalty", at_least=LEAST_WEIGHT, at_most=LARGEST_WEIGHT)
+        settle(self, check_number, "penalty", **WEIGHTS)
 
     def train(self) -> None:
         """Epochs on the penalised surrogate, then C by the KL that they have led to."""

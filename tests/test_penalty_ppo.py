@@ -17,7 +17,7 @@ from sb3_trustregion.common.guard import STOP_AFTER, UnusableDataError
 from sb3_trustregion.common.learning_data import samples_of
 from sb3_trustregion.core import penalty
 from sb3_trustregion.core.distributions import kl_divergence, preserved_distribution
-from sb3_trustregion.core.penalty import LARGEST_WEIGHT, LEAST_WEIGHT, adapted, loss_terms, outputs_of
+from sb3_trustregion.core.penalty import WEIGHTS, adapted, loss_terms, outputs_of
 from sb3_trustregion.core.step import StepStatus
 from tests.environments import ACTION_SPACES, OBSERVATION_SPACES, toy_vec_env
 from tests.helpers import (
@@ -182,10 +182,10 @@ def test_rule(ratio: float, expected: float) -> None:
 
 
 def test_bounds() -> None:
-    assert adapted(LEAST_WEIGHT, 0.0, 1.5, 2.0) == LEAST_WEIGHT
-    assert adapted(LARGEST_WEIGHT, math.nan, 1.5, 2.0) == LARGEST_WEIGHT
-    assert adapted(1.0, math.inf, 1.5, 1e300) == LARGEST_WEIGHT
-    assert adapted(1.0, 0.0, 1.5, math.inf) == LEAST_WEIGHT
+    assert adapted(WEIGHTS["at_least"], 0.0, 1.5, 2.0) == WEIGHTS["at_least"]
+    assert adapted(WEIGHTS["at_most"], math.nan, 1.5, 2.0) == WEIGHTS["at_most"]
+    assert adapted(1.0, math.inf, 1.5, 1e300) == WEIGHTS["at_most"]
+    assert adapted(1.0, 0.0, 1.5, math.inf) == WEIGHTS["at_least"]
 
 
 @pytest.mark.parametrize("action", ["box", "discrete"])

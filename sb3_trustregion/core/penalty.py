@@ -22,7 +22,7 @@ from sb3_trustregion.core.distributions import (
 from sb3_trustregion.core.functional import uncompiled
 
 # Beyond these C is as good as none, or as a standstill; back from there it takes some twenty updates.
-LEAST_WEIGHT, LARGEST_WEIGHT = 1e-4, 1e6
+WEIGHTS = {"at_least": 1e-4, "at_most": 1e6}
 
 
 class Terms(NamedTuple):
@@ -117,4 +117,4 @@ def adapted(weight: float, ratio: float, tolerance: float, factor: float) -> flo
         weight /= factor
     elif not ratio <= tolerance:
         weight *= factor
-    return min(max(weight, LEAST_WEIGHT), LARGEST_WEIGHT)
+    return min(max(weight, WEIGHTS["at_least"]), WEIGHTS["at_most"])
