@@ -1,6 +1,6 @@
 """The terms of PPO's loss with a KL penalty in place of clipping, and how the weight of that penalty adapts."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch as th
 from gymnasium import spaces
@@ -22,7 +22,7 @@ from sb3_trustregion.core.distributions import (
 from sb3_trustregion.core.functional import uncompiled
 
 # Beyond these C is as good as none, or as a standstill; back from there it takes some twenty updates.
-WEIGHTS = {"at_least": 1e-4, "at_most": 1e6}
+WEIGHTS: dict[str, Any] = {"at_least": 1e-4, "at_most": 1e6}
 
 
 class Terms(NamedTuple):
