@@ -117,4 +117,4 @@ def adapted(weight: float, ratio: float, tolerance: float, factor: float) -> flo
         weight /= factor
     elif not ratio <= tolerance:
         weight *= factor
-    return min(max(weight, WEIGHTS["at_least"]), WEIGHTS["at_most"])
+    return float(min(max(weight, WEIGHTS["at_least"]), WEIGHTS["at_most"]))
