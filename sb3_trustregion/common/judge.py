@@ -385,7 +385,7 @@ def obstacle(rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> 
     alone.
     """
     if not rollout.is_recorded:
-        return "the buffer holds what was not collected by collect_rollouts, one sample a step"
+        return "the buffer holds or hands out what was not collected by collect_rollouts, one sample a step"
     # After a reset episodes are in another phase; not if that was so before.
     if rollout.starts_fresh and not step.started_fresh:
         return "the environment was reset"

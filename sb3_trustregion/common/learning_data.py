@@ -152,7 +152,9 @@ def as_advantages_say(rollout: Rollout, buffer: RolloutBuffer) -> Rollout:
     by_rewards = rollout._replace(scales=np.ones(len(rollout.scales))).own_residuals(1.0)
     fade = getattr(buffer, "gamma", rollout.gamma) * buffer.gae_lambda * ~rollout.dones
     fade[-1] = 0.0
-    advantages = in_time(buffer, "advantages").astype(np.float64)
+    advantages = handed_out(buffer)
+    if advantages is None:
+        return rollout._replace(is_recorded=False)
     by_advantages = advantages - fade * np.roll(advantages, -1, axis=0)
     sound = np.isfinite(by_rewards) & np.isfinite(by_advantages)
     constant = 1.0 - fade[sound]
@@ -165,6 +167,21 @@ def as_advantages_say(rollout: Rollout, buffer: RolloutBuffer) -> Rollout:
     if correlation > SAME or not np.square(x - y).sum() > len(x) * rounding**2:
         return rollout._replace(unit=unit)
     return rollout._replace(rewards=rollout.rewards + np.where(sound, unit * advantages - by_rewards, 0.0), unit=unit)
+
+
+def handed_out(buffer: RolloutBuffer) -> FloatArray | None:
+    """
+    The advantages, (T, N), as a buffer hands them out; None where these are others than it holds, in an order of its
+    own: then nobody knows which steps they are of.
+    """
+    held: FloatArray = in_time(buffer, "advantages").astype(np.float64)
+    if not draws_anew(buffer):
+        return held
+    samples, is_in_time = samples_of(buffer)
+    advantages = samples.advantages.detach().cpu().numpy().astype(np.float64)
+    if is_in_time and advantages.size == held.size:
+        return _by_time(buffer, advantages, ())
+    return held if np.isin(advantages, held).all() else None
 
 
 def flatten_time(observations: ObsArray) -> ObsArray:

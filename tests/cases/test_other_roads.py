@@ -9,6 +9,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import BernoulliDistribution, CategoricalDistribution, Distribution
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -357,8 +358,8 @@ class Inverted(BaseCallback):
 @each_algorithm
 @pytest.mark.parametrize("method", ["get", "_get_samples"])
 def test_a_method_of_the_buffer_may_be_replaced(algorithm: type[Any], method: str) -> None:
-    model = bandit_model(algorithm, Bandit(0.0, 1.0))
-    model.learn(5 * UPDATE, callback=Inverted(method))
+    model = bandit_model(algorithm, make_vec_env(lambda: Bandit(0.0, 1.0), n_envs=10))
+    model.learn(12 * UPDATE, callback=Inverted(method))
     assert probability(model, 0) > 0.9
 
 
@@ -388,6 +389,6 @@ def test_a_method_of_sb3_may_be_replaced(monkeypatch: pytest.MonkeyPatch) -> Non
             yield samples._replace(advantages=-samples.advantages)
 
     monkeypatch.setattr(RolloutBuffer, "get", get)
-    model = bandit_model(AdaptiveTRPO, Bandit(0.0, 1.0))
-    model.learn(5 * UPDATE)
+    model = bandit_model(AdaptiveTRPO, make_vec_env(lambda: Bandit(0.0, 1.0), n_envs=10))
+    model.learn(12 * UPDATE)
     assert probability(model, 0) > 0.9

@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNorm
 from sb3_trustregion import AdaptivePPO, AdaptiveTRPO, PenaltyPPO
 from sb3_trustregion.core.functional import ActionHead, unfold
 from tests.cases.tasks import N_ENVS, UPDATE, Bandit, bandit_model, probability
-from tests.helpers import ALGORITHMS, MEASURING, assert_same, make_model, state_of, train
+from tests.helpers import ALGORITHMS, MEASURING, assert_same, make_model, shared, state_of, train
 from tests.networks import Reading
 
 each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -247,9 +247,9 @@ class Column(Shaped):
     shape = (1, 1)
 
 
-@each_algorithm
 @pytest.mark.parametrize(
-    "wrapper", [Shaped, lambda env: VecNormalize(Shaped(env)), lambda env: VecNormalize(Column(env))]
+    ("algorithm", "wrapper"),
+    shared([lambda env: VecNormalize(Column(env)), Shaped, lambda env: VecNormalize(Shaped(env))]),
 )
 def test_rewards_of_one_environment_in_any_shape(algorithm: type[Any], wrapper: Any) -> None:
     env = make_vec_env(lambda: Bandit(0.0, 1.0))

@@ -16,6 +16,7 @@ from sb3_trustregion.common.learning_data import (
     FLATTENED,
     Rollout,
     flatten_time,
+    handed_out,
     in_time,
     make_batch,
     replace_faulty_samples,
@@ -221,6 +222,23 @@ def test_samples_are_those_that_an_overridden_get_hands_out(flattened: bool) -> 
     expected = plain.select(th.arange(T * N - 1, 0, -2))
     assert_same(batch[:4], expected[:4])
     assert_same((batch.signs, batch.blocks), (th.as_tensor(alternating_signs(n, 1)[:, 0]), block_ids(n, 1)[:, 0]))
+
+
+class Rescaling(RolloutBuffer):
+    """Changes advantages in ``get`` itself."""
+
+    def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
+        for samples in super().get(batch_size):
+            yield samples._replace(advantages=0.5 * samples.advantages)
+
+
+def test_advantages_are_those_that_are_handed_out() -> None:
+    held = make_buffer().advantages.reshape(T, N)
+    assert_same(handed_out(make_buffer()), held.astype(np.float64))
+    assert_same(handed_out(make_buffer(kind=Halving)), 0.5 * held.astype(np.float64))
+    assert_same(handed_out(make_buffer(kind=Filtering)), held.astype(np.float64))
+    # Nobody knows which steps these are of.
+    assert handed_out(make_buffer(kind=Rescaling)) is None
 
 
 # PPO's samples
