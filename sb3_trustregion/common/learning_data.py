@@ -178,10 +178,10 @@ def handed_out(buffer: RolloutBuffer) -> FloatArray | None:
     if not draws_anew(buffer):
         return held
     samples, is_in_time = samples_of(buffer)
-    advantages = samples.advantages.detach().cpu().numpy().astype(np.float64)
+    advantages = samples.advantages.detach().cpu().double().numpy()
     if is_in_time and advantages.size == held.size:
         return _by_time(buffer, advantages, ())
-    return held if np.isin(advantages, held).all() else None
+    return held if np.isin(advantages[np.isfinite(advantages)], held).all() else None
 
 
 def flatten_time(observations: ObsArray) -> ObsArray:
