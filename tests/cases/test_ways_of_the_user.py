@@ -1,6 +1,5 @@
 """Buffers, optimisers, layouts and devices of the user's own making, which stock takes as they are."""
 
-import inspect
 import io
 import warnings
 from typing import Any
@@ -54,53 +53,6 @@ def learns(model: Any) -> bool:
 
 
 # Buffers
-
-
-class Augmenting(RolloutBuffer):
-    """Sees each observation a little differently each time."""
-
-    def _get_samples(self, batch_inds: Any, env: Any = None) -> Any:
-        samples = super()._get_samples(batch_inds, env)
-        return samples._replace(observations=samples.observations + 0.01 * th.randn_like(samples.observations))
-
-
-class HalfAtATime(RolloutBuffer):
-    """Hands out one half of the samples, and the other one when it is asked again."""
-
-    n_calls = 0
-
-    def get(self, batch_size: int | None = None) -> Any:
-        list(super().get())
-        self.n_calls += 1
-        half = np.arange(self.n_calls % 2, self.buffer_size * self.n_envs, 2)
-        for start in range(0, len(half), batch_size or len(half)):
-            yield self._get_samples(half[start : start + (batch_size or len(half))])
-
-
-@pytest.mark.parametrize(
-    ("algorithm", "kind", "least"),
-    [(algorithm, kind, n) for algorithm in ALGORITHMS for kind, n in ((Augmenting, 3 * 256), (HalfAtATime, 256))],
-)
-def test_a_buffer_is_asked_at_each_epoch(algorithm: type[Any], kind: type[RolloutBuffer], least: int) -> None:
-    """Of 256 samples stock's four epochs see 1,024 augmented ones, and both halves."""
-    epochs = {"n_critic_updates": 4} if "n_critic_updates" in inspect.signature(algorithm).parameters else {}
-    env, seen = make_vec_env("Pendulum-v1"), set()
-    model = make_model(algorithm, env, n_steps=256, batch_size=64, rollout_buffer_class=kind, **epochs)
-    asked = "predict_values" if epochs else "evaluate_actions"
-    method, train_once = getattr(model.policy, asked), model.train
-
-    def spying(observations: th.Tensor, *rest: Any) -> Any:
-        seen.update(map(tuple, observations.tolist()))
-        return method(observations, *rest)
-
-    def spied_train() -> None:
-        setattr(model.policy, asked, spying)
-        train_once()
-        delattr(model.policy, asked)
-
-    model.train = spied_train
-    model.learn(256)
-    assert len(seen) >= least
 
 
 class Plain(RolloutBuffer):
