@@ -1,4 +1,4 @@
-"""Natural policy gradient: a fixed step along F⁻¹g."""
+"""Natural policy gradient: a fixed step along the natural gradient."""
 
 from typing import Any, ClassVar
 
