@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.utils import obs_as_tensor
@@ -45,6 +46,13 @@ def shared(values: Iterable[Any], *chiefs: type[Any], others: tuple[type[Any], .
     chiefs = chiefs or (AdaptiveTRPO,)
     first = [(other, *tuples[0]) for other in others if other not in chiefs]
     return [(chief, *value) for chief in chiefs for value in tuples] + first
+
+
+class PlainBuffer(RolloutBuffer):
+    """Hands out what it holds, and yet in a way of its own."""
+
+    def _get_samples(self, batch_inds: Any, env: Any = None) -> Any:
+        return super()._get_samples(batch_inds, env)
 
 
 def make_model(algorithm: type[Any], env: VecEnv | None = None, policy: Any = "MlpPolicy", **kwargs: Any) -> Any:

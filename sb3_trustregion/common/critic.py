@@ -16,24 +16,24 @@ from sb3_trustregion.core.batch import Batch, take
 from sb3_trustregion.core.distributions import Observations, preserved_distribution
 from sb3_trustregion.core.parameters import ParameterVector, critic_parameters
 
-MiniBatches = Iterable[tuple[Observations, th.Tensor]]  # observations (m, ...) and returns (m,)
+MiniBatch = tuple[Observations, th.Tensor]  # observations (m, ...) and returns (m,)
 
 
-def in_new_orders(batch: Batch, n_passes: int, batch_size: int) -> MiniBatches:
+def in_new_orders(batch: Batch, n_passes: int, batch_size: int) -> Iterator[MiniBatch]:
     """The samples of a batch, in a new order for each pass."""
     orders = [th.randperm(batch.n_samples, device="cpu").to(batch.returns.device) for _ in range(n_passes)]
     indices = [index for order in orders for index in th.split(order, int(batch_size))]
     return ((take(batch.observations, index), batch.returns[index]) for index in indices)
 
 
-def asked_anew(buffer: RolloutBuffer, n_passes: int, batch_size: int) -> Iterator[tuple[Observations, th.Tensor]]:
+def asked_anew(buffer: RolloutBuffer, n_passes: int, batch_size: int) -> Iterator[MiniBatch]:
     """What a buffer hands out at each pass, as to stock."""
     for _ in range(n_passes):
         for samples in buffer.get(int(batch_size)):
             yield samples.observations, samples.returns.float()
 
 
-def fit_critic(policy: ActorCriticPolicy, actor: ParameterVector, mini_batches: MiniBatches) -> float:
+def fit_critic(policy: ActorCriticPolicy, actor: ParameterVector, mini_batches: Iterable[MiniBatch]) -> float:
     """
     Fit values to returns, a step of the optimiser for each mini-batch.
 
@@ -53,7 +53,7 @@ def fit_critic(policy: ActorCriticPolicy, actor: ParameterVector, mini_batches: 
     optimizer.zero_grad()
     _enter_training_mode(policy, critic)
     cleared = [*critic, *moved]
-    losses = [_descend(policy, critic, cleared, *mini_batch) for mini_batch in mini_batches]
+    losses = [_descend(policy, critic, cleared, mini_batch) for mini_batch in mini_batches]
     mean_loss = float(th.stack(losses).mean()) if losses else 0.0
     # Adam's second moment overflows first: infinite, it would hold the critic still for good.
     moments = [value for p in critic for value in state.get(p, {}).values() if isinstance(value, th.Tensor)]
@@ -70,13 +70,10 @@ def fit_critic(policy: ActorCriticPolicy, actor: ParameterVector, mini_batches: 
 
 
 def _descend(
-    policy: ActorCriticPolicy,
-    critic: list[Parameter],
-    cleared: list[Parameter],
-    observations: Observations,
-    returns: th.Tensor,
+    policy: ActorCriticPolicy, critic: list[Parameter], cleared: list[Parameter], mini_batch: MiniBatch
 ) -> th.Tensor:
     """Make one step of the optimiser, without gradients from before, and return the loss before it."""
+    observations, returns = mini_batch
     loss = F.mse_loss(policy.predict_values(observations).flatten(), returns)
     if not loss.requires_grad:  # what is trainable has no part in it
         return loss

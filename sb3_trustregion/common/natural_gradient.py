@@ -119,6 +119,8 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
 
     def _fit_critic(self, batch: Batch, actor: ParameterVector) -> float:
         self._n_updates += 1
+        if self.n_critic_updates == 0:
+            return 0.0
         if "fused" not in self.policy.optimizer_kwargs:
             for group in self.policy.optimizer.param_groups:  # fused, Adam takes parts of other tensors for whole ones
                 if group.get("fused"):

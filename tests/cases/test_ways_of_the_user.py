@@ -23,7 +23,7 @@ from sb3_trustregion.common.judge import Judge
 from sb3_trustregion.core import batch
 from sb3_trustregion.core.improvement import Improvement
 from tests.cases.tasks import UPDATE, Bandit, bandit_model, probability
-from tests.helpers import ALGORITHMS, MEASURING, assert_same, make_model, state_of, train
+from tests.helpers import ALGORITHMS, MEASURING, PlainBuffer, assert_same, make_model, state_of, train
 
 each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 each_judging = pytest.mark.parametrize("algorithm", MEASURING)
@@ -53,13 +53,6 @@ def learns(model: Any) -> bool:
 
 
 # Buffers
-
-
-class Plain(RolloutBuffer):
-    """Hands out what it holds."""
-
-    def _get_samples(self, batch_inds: Any, env: Any = None) -> RolloutBufferSamples:
-        return super()._get_samples(batch_inds, env)
 
 
 class Encoded(RolloutBuffer):
@@ -101,7 +94,7 @@ class OfBytes(RolloutBuffer):
 def test_steps_are_judged_by_what_the_policy_saw(algorithm: type[Any], buffer: type[RolloutBuffer]) -> None:
     # One after the other: each seeds the random numbers that it draws, both in the same way.
     plain, encoded = (
-        good_model(algorithm, Seen, rollout_buffer_class=which).learn(4 * UPDATE) for which in (Plain, buffer)
+        good_model(algorithm, Seen, rollout_buffer_class=which).learn(4 * UPDATE) for which in (PlainBuffer, buffer)
     )
     assert encoded.region.n_judged == plain.region.n_judged == 3
     assert encoded.region.actual == pytest.approx(plain.region.actual, rel=1e-2)

@@ -10,7 +10,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_trustregion import PenaltyPPO
-from tests.helpers import ALGORITHMS, make_model, state_of
+from tests.helpers import ALGORITHMS, PlainBuffer, make_model, state_of
 
 
 class Augmenting(RolloutBuffer):
@@ -60,18 +60,11 @@ def test_a_buffer_is_asked_at_each_epoch(algorithm: type[Any], kind: type[Rollou
     assert len(seen) >= least
 
 
-class Plain(RolloutBuffer):
-    """Hands out what it holds."""
-
-    def _get_samples(self, batch_inds: Any, env: Any = None) -> Any:
-        return super()._get_samples(batch_inds, env)
-
-
 def test_the_penalty_is_by_the_policy_before_the_update() -> None:
     """Asked at each epoch or once: but for rounding the same, whose KL counts for much."""
     asked, once = (
         make_model(PenaltyPPO, make_vec_env("Pendulum-v1", seed=0), n_steps=128, kl_coef=100.0, **kwargs).learn(256)
-        for kwargs in ({"rollout_buffer_class": Plain}, {})
+        for kwargs in ({"rollout_buffer_class": PlainBuffer}, {})
     )
     for name, value in state_of(once.policy).items():
         th.testing.assert_close(state_of(asked.policy)[name], value, rtol=1e-3, atol=1e-4)
