@@ -172,27 +172,34 @@ def kinds(value: Any) -> list[Any]:
     return [value, np.float16(value), np.float32(value), np.float64(value), np.array(value), th.tensor(value)]
 
 
-# Arguments of stock PPO or TRPO, with a value; ``inf`` and others at the edge are below.
+# Arguments, most of stock PPO or TRPO, with a value; ``inf`` and others at the edge are below.
 OF_ANY_KIND: list[tuple[tuple[type[Any], ...], dict[str, Any]]] = [
     (ALGORITHMS, {"learning_rate": 0.125, "gamma": 0.5, "gae_lambda": 0.75}),
     (ALGORITHMS, {"n_steps": 16, "batch_size": 16, "seed": 3, "stats_window_size": 10, "verbose": 0}),
-    (ALGORITHMS, {"use_sde": True, "normalize_advantage": False}),
     (NATURAL, {"cg_max_steps": 5, "n_critic_updates": 1, "sub_sampling_factor": 2, "fisher_sub_sampling_factor": 2}),
     (NATURAL, {"cg_damping": 0.125, "cg_residual_tol": 0.25}),
     (NPG_ONLY, {"actor_step_size": 0.125}),
-    (TRPO_ONLY, {"target_kl": 0.03125, "line_search_shrinking_factor": 0.5}),
-    (TRPO_ONLY, {"line_search_max_iter": 5}),
-    (MEASURING, {"rollback_z": 2.0}),
-    (MEASURING, {"radius_window": 5, "radius_prior": 0.02}),
+    (TRPO_ONLY, {"target_kl": 0.03125, "line_search_shrinking_factor": 0.5, "line_search_max_iter": 5}),
+    (MEASURING, {"rollback_z": 2.0, "radius_window": 5, "radius_prior": 0.02}),
     (PPO_ONLY, {"clip_range": 0.25, "clip_range_vf": 0.25, "ent_coef": 0.125, "vf_coef": 0.5, "target_kl": 0.5}),
     (PPO, {"n_epochs": 2}),
     (PENALTY_ONLY, {"target_kl": 0.5, "kl_coef": 0.25, "kl_tolerance": 2.0, "kl_coef_factor": 4.0, "early_stop": 8.0}),
 ]
+
+
+def of_any_kind(algorithm: type[Any]) -> list[dict[str, Any]]:
+    """All that an algorithm takes of those, in each kind of number."""
+    parts = [arguments for algorithms, arguments in OF_ANY_KIND if algorithm in algorithms]
+    merged = {name: value for part in parts for name, value in part.items()}
+    return [dict(zip(merged, column, strict=True)) for column in zip(*map(kinds, merged.values()), strict=True)]
+
+
+SWITCHES: dict[str, Any] = {"use_sde": True, "normalize_advantage": False}
 ACCEPTED: list[tuple[tuple[type[Any], ...], dict[str, Any]]] = [
+    *[((algorithm,), arguments) for algorithm in ALGORITHMS for arguments in of_any_kind(algorithm)],
     *[
-        (algorithms, dict(zip(arguments, column, strict=True)))
-        for algorithms, arguments in OF_ANY_KIND
-        for column in zip(*map(kinds, arguments.values()), strict=True)
+        (ALGORITHMS, dict(zip(SWITCHES, pair, strict=True)))
+        for pair in zip(*map(kinds, SWITCHES.values()), strict=True)
     ],
     (ALGORITHMS, {"learning_rate": 0.0}),
     (ALGORITHMS, {"learning_rate": 0}),
@@ -209,7 +216,7 @@ ACCEPTED: list[tuple[tuple[type[Any], ...], dict[str, Any]]] = [
     (TRPO_ONLY, {"target_kl": 1, "radius_bounds": [1, 2]}),
     (MEASURING, {"rollback_z": None}),
     (MEASURING, {"rollback_z": 2, "radius_window": 1}),
-    (PPO, {"normalize_advantage": False, "batch_size": 1}),
+    (PPO, {"normalize_advantage": False, "batch_size": 1, "n_steps": 8}),
     (PPO_ONLY, {"clip_range": 0, "clip_range_vf": None, "target_kl": None, "ent_coef": -0.01, "vf_coef": 0.0}),
     (PPO, {"max_grad_norm": INF}),
     (PENALTY_ONLY, {"kl_coef_factor": 1, "kl_tolerance": 1, "early_stop": None, "max_grad_norm": 0.0}),
@@ -223,7 +230,7 @@ ACCEPTED: list[tuple[tuple[type[Any], ...], dict[str, Any]]] = [
 @pytest.mark.parametrize(
     ("algorithm", "arguments"),
     [
-        pytest.param(algorithm, arguments, id=f"{algorithm.__name__}-{arguments}")
+        pytest.param(algorithm, arguments, id=f"{algorithm.__name__}-{str(arguments)[:70]}")
         for index, (algorithms, arguments) in enumerate(ACCEPTED)
         for algorithm in (algorithms[index % len(algorithms)],)  # one after the other
     ],

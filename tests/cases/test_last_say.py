@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
 from tests.cases.tasks import UPDATE, Bandit, bandit_model, probability
-from tests.helpers import ALGORITHMS, make_model, train
+from tests.helpers import ALGORITHMS, make_model, shared, train
 
 each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 each_judging = pytest.mark.parametrize("algorithm", [AdaptiveTRPO, AdaptivePPO])
@@ -49,9 +49,9 @@ class FillsAtTheEnd(BaseCallback):
         return True
 
 
-@each_algorithm
 @pytest.mark.parametrize(
-    ("buffer", "callback"), [(FilledAsAdded, None), (FilledForAdvantages, None), (None, FillsAtTheEnd)]
+    ("algorithm", "buffer", "callback"),
+    shared([(FilledAsAdded, None), (FilledForAdvantages, None), (None, FillsAtTheEnd)]),
 )
 def test_rewards_that_the_user_makes_numbers_of(algorithm: type[Any], buffer: Any, callback: Any) -> None:
     model = bandit_model(algorithm, make_vec_env(Failing, n_envs=10), rollout_buffer_class=buffer)
@@ -81,8 +81,7 @@ class Crash(Bandit):
         return observation, 0.0, False, ended, info
 
 
-@each_algorithm
-@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize(("algorithm", "normalized"), shared([False, True]))
 def test_an_episode_ends_by_itself_where_nothing_can_be_observed(algorithm: type[Any], normalized: bool) -> None:
     env = make_vec_env(Crash, n_envs=10)
     model = bandit_model(algorithm, VecNormalize(env) if normalized else env)

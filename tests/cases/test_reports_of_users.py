@@ -72,8 +72,7 @@ class Clamping(FlattenExtractor):
         return super().forward(observations.clamp(-10.0, 10.0))
 
 
-@each_algorithm
-@pytest.mark.parametrize("nothing", [float(np.finfo(np.float32).max), 1e20])
+@pytest.mark.parametrize(("algorithm", "nothing"), shared([float(np.finfo(np.float32).max), 1e20]))
 def test_a_huge_number_may_stand_for_nothing(algorithm: type[Any], nothing: float) -> None:
     env = make_vec_env(lambda: Lidar(nothing), n_envs=10, seed=0)
     policy_kwargs = {"net_arch": [8], "features_extractor_class": Clamping}
@@ -109,8 +108,7 @@ class HalfBlind(Bandit):
         return self._observed(), *rest
 
 
-@each_algorithm
-@pytest.mark.parametrize("share", [1.0, 1.0 / 7.0])
+@pytest.mark.parametrize(("algorithm", "share"), shared([1.0, 1.0 / 7.0]))
 def test_a_dead_sensor_beneath_normalisation(algorithm: type[Any], share: float) -> None:
     phases = iter(range(10))
     env = VecNormalize(make_vec_env(lambda: HalfBlind(share, next(phases)), n_envs=10, seed=0), norm_reward=False)
@@ -249,7 +247,9 @@ class Column(Shaped):
 
 @pytest.mark.parametrize(
     ("algorithm", "wrapper"),
-    shared([lambda env: VecNormalize(Column(env)), Shaped, lambda env: VecNormalize(Shaped(env))]),
+    shared(
+        [lambda env: VecNormalize(Column(env)), Shaped, lambda env: VecNormalize(Shaped(env))], others=(AdaptivePPO,)
+    ),
 )
 def test_rewards_of_one_environment_in_any_shape(algorithm: type[Any], wrapper: Any) -> None:
     env = make_vec_env(lambda: Bandit(0.0, 1.0))
@@ -323,8 +323,7 @@ class Columns(RolloutBuffer):
         self.advantages, self.returns = self.advantages[..., None], self.returns[..., None]
 
 
-@each_algorithm
-@pytest.mark.parametrize("buffer", [MonteCarloBuffer, Columns])
+@pytest.mark.parametrize(("algorithm", "buffer"), shared([MonteCarloBuffer, Columns], *MEASURING))
 def test_a_buffer_of_ones_own_make(algorithm: type[Any], buffer: type[RolloutBuffer]) -> None:
     """Its own idea of advantages needs no λ."""
     kwargs = {"n_steps": 20, "rollout_buffer_class": buffer}

@@ -23,7 +23,7 @@ from sb3_trustregion.common.judge import Judge
 from sb3_trustregion.core import batch
 from sb3_trustregion.core.improvement import Improvement
 from tests.cases.tasks import UPDATE, Bandit, bandit_model, probability
-from tests.helpers import ALGORITHMS, MEASURING, PlainBuffer, assert_same, make_model, state_of, train
+from tests.helpers import ALGORITHMS, MEASURING, PlainBuffer, assert_same, make_model, shared, state_of, train
 
 each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 each_judging = pytest.mark.parametrize("algorithm", MEASURING)
@@ -229,8 +229,7 @@ class OfEightBits(OneLayer):
         return self.layer(observations * self.scale.float())
 
 
-@each_algorithm
-@pytest.mark.parametrize("extractor", [WritesIntoItsInput, Sparse, OfEightBits])
+@pytest.mark.parametrize(("algorithm", "extractor"), shared([WritesIntoItsInput, Sparse, OfEightBits]))
 def test_modules_of_the_user(algorithm: type[Any], extractor: type[OneLayer]) -> None:
     model = good_model(algorithm, policy_kwargs={"features_extractor_class": extractor, "net_arch": [8]})
     assert learns(model)
