@@ -15,7 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
-from sb3_trustregion.core.batch import Batch, map_arrays
+from sb3_trustregion.core.batch import Batch, map_arrays, take
 from sb3_trustregion.core.improvement import FloatArray, alternating_signs, block_ids
 
 # Squares of anything below this stay within single precision.
@@ -217,29 +217,63 @@ def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
     All samples as the buffer itself hands them out, at the cost of no random number; whether they are environment by
     environment in the order of time.
     """
-    attributes, view = vars(buffer), copy.copy(buffer)
-    replaced = {"get", "_get_samples"} & attributes.keys()
-    if type(buffer).get not in OF_STOCK or replaced:
-        source, before = buffer if replaced else view, dict(attributes)
-        # Copies: who writes in place there must not do so twice.
-        arrays = {name: value for name, value in before.items() if isinstance(value, CONTAINERS)}
-        vars(source).update({name: copied(value) for name, value in arrays.items()})
-        random_state = np.random.get_state()  # noqa: NPY002
-        try:
-            with th.random.fork_rng(devices=[]):
-                parts = list(source.get(buffer.buffer_size * buffer.n_envs))  # None is not known to each
-        finally:
-            np.random.set_state(random_state)  # noqa: NPY002
-            # No flags: that something has been made ready was true of the copies. Its own counters go on.
-            numbers = {name: value for name, value in vars(source).items() if type(value) in (int, float)}
-            attributes.clear()
-            attributes.update(before | {name: value for name, value in numbers.items() if name not in OF_GET})
-        return (parts[0] if len(parts) == 1 else type(parts[0])(*map(_joined, zip(*parts, strict=True)))), False
+    if type(buffer).get not in OF_STOCK or {"get", "_get_samples"} & vars(buffer).keys():
+        return _samples_of_own_get(buffer)
+    view = copy.copy(buffer)
     for name in FLATTENED:
         setattr(view, name, map_arrays(view.swap_and_flatten, in_time(buffer, name)))
     # Stock's takes a slice, which copies nothing, as well as indices.
     every = slice(None) if type(buffer)._get_samples in OF_STOCK else np.arange(buffer.buffer_size * buffer.n_envs)
     return view._get_samples(every), True  # type: ignore[arg-type]
+
+
+def _samples_of_own_get(buffer: RolloutBuffer) -> tuple[Any, bool]:
+    """The same by a ``get`` of the user's: in which order is known by what it asks ``_get_samples`` for."""
+    attributes, before, asked = vars(buffer), dict(vars(buffer)), list[Any]()
+    source = buffer if {"get", "_get_samples"} & before.keys() else copy.copy(buffer)
+    # Copies: who writes in place there must not do so twice.
+    arrays = {name: value for name, value in before.items() if isinstance(value, CONTAINERS)}
+    vars(source).update({name: copied(value) for name, value in arrays.items()})
+    get_samples = getattr(source, "_get_samples", None)
+
+    def noting(batch_inds: Any, *rest: Any, **more: Any) -> Any:
+        asked.append(batch_inds)
+        return get_samples(batch_inds, *rest, **more)  # type: ignore[misc]
+
+    vars(source)["_get_samples"] = noting
+    random_state = np.random.get_state()  # noqa: NPY002
+    try:
+        with th.random.fork_rng(devices=[]):
+            parts = list(source.get(buffer.buffer_size * buffer.n_envs))  # None is not known to each
+    finally:
+        np.random.set_state(random_state)  # noqa: NPY002
+        # No flags: that something has been made ready was true of the copies. Its own counters go on.
+        numbers = {name: value for name, value in vars(source).items() if type(value) in (int, float)}
+        attributes.clear()
+        attributes.update(before | {name: value for name, value in numbers.items() if name not in OF_GET})
+    return _in_order(buffer, type(parts[0])(*map(_joined, zip(*parts, strict=True))), asked)
+
+
+def _in_order(buffer: RolloutBuffer, samples: Any, asked: list[Any]) -> tuple[Any, bool]:
+    """
+    Samples as ``_get_samples`` was asked for them, environment by environment in the order of time; whether they are,
+    by what the buffer holds: each was asked for, and none was changed but in observation, advantage or return.
+    """
+    every, names = np.arange(buffer.buffer_size * buffer.n_envs), ("actions", "log_probs", "values")
+    parts = [every[part] if isinstance(part, slice) else np.ravel(part) for part in asked]
+    order = np.concatenate([*parts, []])[-len(every) :]  # some ask twice, to have all made ready
+    is_whole = len(samples.advantages) == len(every) and np.array_equal(np.sort(order), every)
+    if not is_whole or not all(hasattr(buffer, name) for name in (*names, "generator_ready")):
+        return samples, False
+    back = th.as_tensor(np.argsort(order))
+    moved = type(samples)(*(take(x, back) if isinstance(x, (th.Tensor, dict)) else x for x in samples))
+    for name, value in zip(names, (moved.actions, moved.old_log_prob, moved.old_values), strict=True):
+        held = np.asarray(buffer.swap_and_flatten(in_time(buffer, name))).ravel()
+        if held.dtype.kind not in "biuf" or held.size != value.numel():
+            return samples, False
+        if not np.allclose(value.detach().cpu().double().numpy().ravel(), held, equal_nan=True):
+            return samples, False
+    return moved, True
 
 
 def draws_anew(buffer: RolloutBuffer) -> bool:

@@ -151,6 +151,13 @@ class Recorder:
         self._truncated.append(len(self._steps) * n_envs + env_index)
         return faulty
 
+    def _left_out(self, shape: tuple[int, int]) -> BoolArray:
+        """Shape (T, N): what was noted as faulty; nothing where the buffer holds other steps than those that were."""
+        noted = np.array([faulty | of_reward for faulty, of_reward, _, _ in self._steps], dtype=bool)
+        if noted.size != np.prod(shape):
+            return np.zeros(shape, dtype=bool)
+        return noted.reshape(shape) | (False if self._bad_rewards is None else self._bad_rewards)
+
     def _note(self, quantity: str, faulty: BoolArray) -> None:
         if not faulty.any():
             return
@@ -175,8 +182,9 @@ class Recorder:
         model.policy.set_training_mode(False)
         observations = as_seen(model) if is_recorded else None
         if observations is None:
+            faulty = self._left_out(shape)
             self._clear()
-            return unrecorded(shape, model.gamma)
+            return unrecorded(shape, model.gamma)._replace(faulty=faulty)
         ends, truncated = _stacked(self._terminal_observations), np.array(self._truncated, dtype=np.int64)
         end_values = self._end_values(model)
         rewards = np.array(buffer.rewards, dtype=np.float64).reshape(shape)

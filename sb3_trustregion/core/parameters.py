@@ -107,7 +107,7 @@ def out_of_reach(policy: ActorCriticPolicy, batch: Batch) -> list[str]:
             unseen += [function for function, _ in node.next_functions]
     leaves = {id(node.variable): node.variable for node in nodes if hasattr(node, "variable")}
     names = {id(parameter): name for name, parameter in policy.named_parameters()}
-    return [names.get(key, "") for key, leaf in leaves.items() if isinstance(leaf, th.nn.Parameter)]
+    return sorted(names.get(key, "") for key, leaf in leaves.items() if isinstance(leaf, th.nn.Parameter))
 
 
 def critic_parameters(policy: ActorCriticPolicy, actor: ParameterVector) -> list[th.nn.Parameter]:

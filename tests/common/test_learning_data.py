@@ -232,13 +232,43 @@ class Rescaling(RolloutBuffer):
             yield samples._replace(advantages=0.5 * samples.advantages)
 
 
+class Shuffling(Rescaling):
+    """... and shuffles what it was given."""
+
+    def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
+        for samples in super().get(batch_size):
+            order = th.randperm(len(samples.advantages))
+            yield type(samples)(*(part[order] for part in samples))
+
+
+@pytest.mark.parametrize("flattened", [False, True])
+@pytest.mark.parametrize("size", [None, 7])
+def test_the_order_is_known_by_what_a_get_asks_for(flattened: bool, size: int | None) -> None:
+    class InPieces(Rescaling):
+        def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
+            next(iter(super().get()))  # to have all made ready
+            yield from super().get(size)
+
+    buffer, faulty = make_buffer(kind=InPieces), no_faults()
+    faulty[3, 1] = True
+    if flattened:
+        next(iter(buffer.get()))
+    before = state_of(buffer)
+    batch, plain = make_batch(buffer, faulty), make_batch(make_buffer(), faulty)
+    assert_same(batch, plain._replace(advantages=0.5 * plain.advantages))
+    assert_same(state_of(buffer), before)
+    # Nor is anything left out of samples of which nobody knows which they are.
+    assert make_batch(make_buffer(kind=Shuffling), faulty).n_samples == T * N
+
+
 def test_advantages_are_those_that_are_handed_out() -> None:
     held = make_buffer().advantages.reshape(T, N)
     assert_same(handed_out(make_buffer()), held.astype(np.float64))
     assert_same(handed_out(make_buffer(kind=Halving)), 0.5 * held.astype(np.float64))
     assert_same(handed_out(make_buffer(kind=Filtering)), held.astype(np.float64))
+    assert_same(handed_out(make_buffer(kind=Rescaling)), 0.5 * held.astype(np.float64))
     # Nobody knows which steps these are of.
-    assert handed_out(make_buffer(kind=Rescaling)) is None
+    assert handed_out(make_buffer(kind=Shuffling)) is None
 
 
 # PPO's samples
