@@ -15,7 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
-from sb3_trustregion.core.batch import Batch, map_arrays, take
+from sb3_trustregion.core.batch import Batch, map_arrays
 from sb3_trustregion.core.improvement import FloatArray, alternating_signs, block_ids
 
 # Squares of anything below this stay within single precision.
@@ -120,8 +120,14 @@ def observations_in_time(buffer: RolloutBuffer, seen: Any) -> list[Any]:
     if type(buffer)._get_samples not in OF_STOCK or not forms:
         samples, is_in_time = samples_of(buffer)
         if is_in_time:
-            forms.append(map_arrays(lambda x: _by_time(buffer, x.cpu().numpy(), x.shape[1:]), samples.observations))
+            observations = map_arrays(_as_array, samples.observations)
+            forms.append(map_arrays(lambda x: _by_time(buffer, x, x.shape[1:]), observations))
     return forms
+
+
+def _as_array(tensor: th.Tensor) -> npt.NDArray[Any]:
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype is th.bfloat16 else tensor).numpy()
 
 
 def _by_time(buffer: RolloutBuffer, array: npt.NDArray[Any], rest: Sequence[int]) -> npt.NDArray[Any]:
@@ -193,6 +199,9 @@ def make_batch(buffer: RolloutBuffer, faulty: BoolArray) -> Batch:
     """The buffer's samples, environment by environment in order of time, without faulty (T, N) and not finite ones."""
     n_steps, n_envs = faulty.shape
     samples, is_in_time = samples_of(buffer)
+    if not is_in_time and faulty.any():  # nobody knows which of them these are
+        replace_faulty_samples(buffer, faulty)
+        samples, is_in_time = samples_of(buffer)
     n_samples = len(samples.advantages)
     usable = th.stack([samples.old_log_prob, samples.advantages, samples.returns]).abs().lt(LARGEST_USABLE).all(dim=0)
     signs, blocks = alternating_signs(n_samples, 1).ravel(), block_ids(n_samples, 1).ravel()
@@ -228,19 +237,42 @@ def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
 
 
 def _samples_of_own_get(buffer: RolloutBuffer) -> tuple[Any, bool]:
-    """The same by a ``get`` of the user's: in which order is known by what it asks ``_get_samples`` for."""
-    attributes, before, asked = vars(buffer), dict(vars(buffer)), list[Any]()
+    """The same by a ``get`` of the user's; the order is known if in it samples agree with what the buffer holds."""
+    order, samples = _order_of_own_get(buffer), _asked(buffer, {})
+    if order is None or not isinstance(samples, tuple):
+        return samples, False
+    back = th.as_tensor(np.argsort(order))
+    moved: Any = type(samples)(*(_moved(field, back) for field in samples))
+    fields = {"actions": moved.actions, "log_probs": moved.old_log_prob, "values": moved.old_values}
+    return (moved, True) if all(_is_held(buffer, *field) for field in fields.items()) else (samples, False)
+
+
+def _order_of_own_get(buffer: RolloutBuffer) -> npt.NDArray[Any] | None:
+    """
+    Shape (T·N,): which samples a ``get`` hands out, one after the other, by values that are numbered: with the same
+    random numbers they are the same once more. None where they are not all of them, each once.
+    """
+    every = np.arange(buffer.buffer_size * buffer.n_envs, dtype=np.float32)
+    is_whole = all(hasattr(buffer, name) for name in (*FLATTENED, "generator_ready"))
+    values: Any = buffer.values if is_whole else ()
+    if np.size(values) != every.size:
+        return None
+    numbers = (every if buffer.generator_ready else every.reshape(buffer.n_envs, -1).T).reshape(np.shape(values))
+    try:
+        handed_out = _asked(buffer, {"values": th.as_tensor(numbers) if isinstance(values, th.Tensor) else numbers})
+        order: npt.NDArray[Any] = handed_out.old_values.detach().cpu().flatten().numpy()
+    except Exception:  # whatever the user's way makes of them
+        return None
+    return order if np.array_equal(np.sort(order), every) else None
+
+
+def _asked(buffer: RolloutBuffer, numbered: dict[str, Any]) -> Any:
+    """All that a buffer's own ``get`` hands out; where something is ``numbered``, as if it had not been asked."""
+    attributes, before = vars(buffer), dict(vars(buffer))
     source = buffer if {"get", "_get_samples"} & before.keys() else copy.copy(buffer)
     # Copies: who writes in place there must not do so twice.
     arrays = {name: value for name, value in before.items() if isinstance(value, CONTAINERS)}
-    vars(source).update({name: copied(value) for name, value in arrays.items()})
-    get_samples = getattr(source, "_get_samples", None)
-
-    def noting(batch_inds: Any, *rest: Any, **more: Any) -> Any:
-        asked.append(batch_inds)
-        return get_samples(batch_inds, *rest, **more)  # type: ignore[misc]
-
-    vars(source)["_get_samples"] = noting
+    vars(source).update({name: copied(value) for name, value in arrays.items()} | numbered)
     random_state = np.random.get_state()  # noqa: NPY002
     try:
         with th.random.fork_rng(devices=[]):
@@ -248,32 +280,25 @@ def _samples_of_own_get(buffer: RolloutBuffer) -> tuple[Any, bool]:
     finally:
         np.random.set_state(random_state)  # noqa: NPY002
         # No flags: that something has been made ready was true of the copies. Its own counters go on.
-        numbers = {name: value for name, value in vars(source).items() if type(value) in (int, float)}
+        counters = {name: value for name, value in vars(source).items() if type(value) in (int, float)}
         attributes.clear()
-        attributes.update(before | {name: value for name, value in numbers.items() if name not in OF_GET})
-    return _in_order(buffer, type(parts[0])(*map(_joined, zip(*parts, strict=True))), asked)
+        attributes.update(before)
+        if not numbered:
+            attributes.update({name: value for name, value in counters.items() if name not in OF_GET})
+    return parts[0] if len(parts) == 1 else type(parts[0])(*map(_joined, zip(*parts, strict=True)))
 
 
-def _in_order(buffer: RolloutBuffer, samples: Any, asked: list[Any]) -> tuple[Any, bool]:
-    """
-    Samples as ``_get_samples`` was asked for them, environment by environment in the order of time; whether they are,
-    by what the buffer holds: each was asked for, and none was changed but in observation, advantage or return.
-    """
-    every, names = np.arange(buffer.buffer_size * buffer.n_envs), ("actions", "log_probs", "values")
-    parts = [every[part] if isinstance(part, slice) else np.ravel(part) for part in asked]
-    order = np.concatenate([*parts, []])[-len(every) :]  # some ask twice, to have all made ready
-    is_whole = len(samples.advantages) == len(every) and np.array_equal(np.sort(order), every)
-    if not is_whole or not all(hasattr(buffer, name) for name in (*names, "generator_ready")):
-        return samples, False
-    back = th.as_tensor(np.argsort(order))
-    moved = type(samples)(*(take(x, back) if isinstance(x, (th.Tensor, dict)) else x for x in samples))
-    for name, value in zip(names, (moved.actions, moved.old_log_prob, moved.old_values), strict=True):
-        held = np.asarray(buffer.swap_and_flatten(in_time(buffer, name))).ravel()
-        if held.dtype.kind not in "biuf" or held.size != value.numel():
-            return samples, False
-        if not np.allclose(value.detach().cpu().double().numpy().ravel(), held, equal_nan=True):
-            return samples, False
-    return moved, True
+def _moved(field: Any, back: th.Tensor) -> Any:
+    if isinstance(field, dict):
+        return {key: _moved(part, back) for key, part in field.items()}
+    return field[back] if isinstance(field, th.Tensor) and field.shape[:1] == back.shape else field
+
+
+def _is_held(buffer: RolloutBuffer, name: str, found: Any) -> bool:
+    """Whether samples, environment by environment in the order of time, are what a buffer holds by that name."""
+    held = buffer.swap_and_flatten(in_time(buffer, name)).ravel()
+    found = found.detach().cpu().double().numpy().ravel()
+    return held.dtype.kind in "biuf" and held.shape == found.shape and np.allclose(found, held, equal_nan=True)
 
 
 def draws_anew(buffer: RolloutBuffer) -> bool:
@@ -308,6 +333,11 @@ def replace_faulty_samples(buffer: RolloutBuffer, faulty: BoolArray) -> None:
     """Overwrite faulty samples, shape (T, N), by sound ones: PPO takes its samples from the buffer as they are."""
     if not all(hasattr(buffer, name) for name in (*FLATTENED, "generator_ready")):
         return  # a buffer of another make, which keeps its samples elsewhere
+    lead = (faulty.size,) if buffer.generator_ready else faulty.shape
+    held = [getattr(buffer, name) for name in FLATTENED]
+    parts = [part for value in held for part in (value.values() if isinstance(value, dict) else [value])]
+    if any(getattr(part, "shape", ())[: len(lead)] != lead for part in parts):
+        return  # nor one by one
     known = np.stack([in_time(buffer, name) for name in ("log_probs", "advantages", "returns")])
     bad = faulty | ~np.isfinite(known).all(axis=0)
     if not bad.any() or bad.all():

@@ -93,11 +93,11 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
     def _gather(self, rollout: Rollout) -> tuple[Batch, ParameterVector]:
         """The buffer's samples, which running statistics have seen, and the parameters that act on them."""
         self._update_learning_rate(self.policy.optimizer)
-        if draws_anew(self.rollout_buffer):
-            replace_faulty_samples(self.rollout_buffer, rollout.faulty)
         batch = make_batch(self.rollout_buffer, rollout.faulty)
         if not batch.n_samples:
             return batch, NOBODY
+        if draws_anew(self.rollout_buffer):
+            replace_faulty_samples(self.rollout_buffer, rollout.faulty)
         follow_the_data(uncompiled(self.policy), batch, max(self.n_critic_updates, 1), self.batch_size)
         return batch, find_actor(self.policy, batch)
 

@@ -153,7 +153,7 @@ class Recorder:
 
     def _left_out(self, shape: tuple[int, int]) -> BoolArray:
         """Shape (T, N): what was noted as faulty; nothing where the buffer holds other steps than those that were."""
-        noted = np.array([faulty | of_reward for faulty, of_reward, _, _ in self._steps], dtype=bool)
+        noted = np.array([faulty for faulty, *_ in self._steps], dtype=bool)
         if noted.size != np.prod(shape):
             return np.zeros(shape, dtype=bool)
         return noted.reshape(shape) | (False if self._bad_rewards is None else self._bad_rewards)

@@ -233,17 +233,19 @@ class Rescaling(RolloutBuffer):
 
 
 class Shuffling(Rescaling):
-    """... and shuffles what it was given."""
+    """... and shuffles what it was given, by random numbers of its own."""
+
+    rng = th.Generator()
 
     def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
         for samples in super().get(batch_size):
-            order = th.randperm(len(samples.advantages))
+            order = th.randperm(len(samples.advantages), generator=self.rng)
             yield type(samples)(*(part[order] for part in samples))
 
 
 @pytest.mark.parametrize("flattened", [False, True])
 @pytest.mark.parametrize("size", [None, 7])
-def test_the_order_is_known_by_what_a_get_asks_for(flattened: bool, size: int | None) -> None:
+def test_the_order_of_a_get_is_found(flattened: bool, size: int | None) -> None:
     class InPieces(Rescaling):
         def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:
             next(iter(super().get()))  # to have all made ready
@@ -257,8 +259,16 @@ def test_the_order_is_known_by_what_a_get_asks_for(flattened: bool, size: int | 
     batch, plain = make_batch(buffer, faulty), make_batch(make_buffer(), faulty)
     assert_same(batch, plain._replace(advantages=0.5 * plain.advantages))
     assert_same(state_of(buffer), before)
-    # Nor is anything left out of samples of which nobody knows which they are.
-    assert make_batch(make_buffer(kind=Shuffling), faulty).n_samples == T * N
+
+
+def test_nobody_is_handed_what_is_faulty_in_an_unknown_order() -> None:
+    buffer, faulty = make_buffer(kind=Shuffling), no_faults()
+    faulty[3, 1] = True
+    spoiled = th.as_tensor(in_time(buffer, "observations")[3, 1]).clone()
+    assert (make_batch(make_buffer(kind=Shuffling), no_faults()).observations == spoiled).all(dim=1).any()
+    batch = make_batch(buffer, faulty)
+    assert batch.n_samples == T * N
+    assert not (batch.observations == spoiled).all(dim=1).any()
 
 
 def test_advantages_are_those_that_are_handed_out() -> None:
