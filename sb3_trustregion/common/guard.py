@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import VecCheckNan, VecEnv, VecNormalize, 
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_trustregion.common.learning_data import LARGEST_USABLE, BoolArray, ObsArray
-from sb3_trustregion.core.batch import map_arrays
+from sb3_trustregion.core.batch import map_arrays, parts_of
 from sb3_trustregion.core.distributions import distribution_parameters, preserved_distribution
 from sb3_trustregion.core.functional import uncompiled
 
@@ -75,9 +75,8 @@ class Screen:
 
     def _look_past_nan(self) -> None:
         """Have statistics go by what is known until the next step; a user's own, which may know NaN, are let alone."""
-        statistics = getattr(self.normalizer, "obs_rms", None)
-        several = statistics.values() if isinstance(statistics, dict) else (statistics,)
-        for each in (each for each in several if isinstance(each, RunningMeanStd)):
+        statistics = parts_of(getattr(self.normalizer, "obs_rms", None))
+        for each in (each for each in statistics if isinstance(each, RunningMeanStd)):
             for name, function in BY_KNOWN.items():
                 if name not in vars(each) and getattr(type(each), name) is getattr(RunningMeanStd, name):
                     vars(each)[name] = partial(function, each)
@@ -177,8 +176,8 @@ def is_incomplete(observations: Any, is_more_known: bool) -> BoolArray:
 
     :param is_more_known: whether there is anything beside those
     """
-    parts = observations.values() if isinstance(observations, dict) else (observations,)
-    numbers = np.concatenate([np.reshape(part, (len(part), -1)).astype(np.float64) for part in parts], axis=1)
+    parts = [np.reshape(part, (len(part), -1)).astype(np.float64) for part in parts_of(observations)]
+    numbers = np.concatenate(parts, axis=1)
     missing = np.isnan(numbers)
     usable_else = (missing | (np.abs(numbers) < LARGEST_USABLE)).all(axis=1)
     return np.asarray(usable_else & (is_more_known | ~missing.all(axis=1)))

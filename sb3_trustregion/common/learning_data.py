@@ -15,7 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
-from sb3_trustregion.core.batch import Batch, map_arrays
+from sb3_trustregion.core.batch import Batch, map_arrays, parts_of
 from sb3_trustregion.core.improvement import FloatArray, alternating_signs, block_ids
 
 # Squares of anything below this stay within single precision.
@@ -184,7 +184,7 @@ def handed_out(buffer: RolloutBuffer) -> FloatArray | None:
     if not draws_anew(buffer):
         return held
     samples, is_in_time = samples_of(buffer)
-    advantages = samples.advantages.detach().cpu().double().numpy()
+    advantages = _as_array(samples.advantages).astype(np.float64)
     if is_in_time and advantages.size == held.size:
         return _by_time(buffer, advantages, ())
     return held if np.isin(advantages[np.isfinite(advantages)], held).all() else None
@@ -199,7 +199,7 @@ def make_batch(buffer: RolloutBuffer, faulty: BoolArray) -> Batch:
     """The buffer's samples, environment by environment in order of time, without faulty (T, N) and not finite ones."""
     n_steps, n_envs = faulty.shape
     samples, is_in_time = samples_of(buffer)
-    if not is_in_time and faulty.any():  # nobody knows which of them these are
+    if not is_in_time and faulty.any():  # nobody knows which those are: sound ones take their place in the buffer
         replace_faulty_samples(buffer, faulty)
         samples, is_in_time = samples_of(buffer)
     n_samples = len(samples.advantages)
@@ -238,11 +238,15 @@ def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
 
 def _samples_of_own_get(buffer: RolloutBuffer) -> tuple[Any, bool]:
     """The same by a ``get`` of the user's; the order is known if in it samples agree with what the buffer holds."""
-    order, samples = _order_of_own_get(buffer), _asked(buffer, {})
+    order, samples = _order_of_own_get(buffer), _asked(buffer)
     if order is None or not isinstance(samples, tuple):
         return samples, False
     back = th.as_tensor(np.argsort(order))
-    moved: Any = type(samples)(*(_moved(field, back) for field in samples))
+
+    def in_order(part: Any) -> Any:  # what is of each sample; users have fields that are not
+        return part[back] if isinstance(part, th.Tensor) and part.shape[:1] == back.shape else part
+
+    moved: Any = type(samples)(*(map_arrays(in_order, field) for field in samples))
     fields = {"actions": moved.actions, "log_probs": moved.old_log_prob, "values": moved.old_values}
     return (moved, True) if all(_is_held(buffer, *field) for field in fields.items()) else (samples, False)
 
@@ -253,26 +257,25 @@ def _order_of_own_get(buffer: RolloutBuffer) -> npt.NDArray[Any] | None:
     random numbers they are the same once more. None where they are not all of them, each once.
     """
     every = np.arange(buffer.buffer_size * buffer.n_envs, dtype=np.float32)
-    is_whole = all(hasattr(buffer, name) for name in (*FLATTENED, "generator_ready"))
-    values: Any = buffer.values if is_whole else ()
-    if np.size(values) != every.size:
+    if not has_stock_fields(buffer) or np.size(buffer.values) != every.size:
         return None
+    values: Any = buffer.values
     numbers = (every if buffer.generator_ready else every.reshape(buffer.n_envs, -1).T).reshape(np.shape(values))
     try:
-        handed_out = _asked(buffer, {"values": th.as_tensor(numbers) if isinstance(values, th.Tensor) else numbers})
-        order: npt.NDArray[Any] = handed_out.old_values.detach().cpu().flatten().numpy()
+        samples = _asked(buffer, values=th.as_tensor(numbers) if isinstance(values, th.Tensor) else numbers)
+        order = _as_array(samples.old_values).ravel()
     except Exception:  # whatever the user's way makes of them
         return None
     return order if np.array_equal(np.sort(order), every) else None
 
 
-def _asked(buffer: RolloutBuffer, numbered: dict[str, Any]) -> Any:
-    """All that a buffer's own ``get`` hands out; where something is ``numbered``, as if it had not been asked."""
+def _asked(buffer: RolloutBuffer, **instead: Any) -> Any:
+    """All that a buffer's own ``get`` hands out; with ``instead`` of what it holds, as if it had not been asked."""
     attributes, before = vars(buffer), dict(vars(buffer))
     source = buffer if {"get", "_get_samples"} & before.keys() else copy.copy(buffer)
     # Copies: who writes in place there must not do so twice.
-    arrays = {name: value for name, value in before.items() if isinstance(value, CONTAINERS)}
-    vars(source).update({name: copied(value) for name, value in arrays.items()} | numbered)
+    copies = {key: copied(value) for key, value in before.items() if isinstance(value, CONTAINERS)}
+    vars(source).update(copies | instead)
     random_state = np.random.get_state()  # noqa: NPY002
     try:
         with th.random.fork_rng(devices=[]):
@@ -280,24 +283,17 @@ def _asked(buffer: RolloutBuffer, numbered: dict[str, Any]) -> Any:
     finally:
         np.random.set_state(random_state)  # noqa: NPY002
         # No flags: that something has been made ready was true of the copies. Its own counters go on.
-        counters = {name: value for name, value in vars(source).items() if type(value) in (int, float)}
+        numbers = {key: value for key, value in vars(source).items() if type(value) in (int, float)}
+        counters = {key: value for key, value in numbers.items() if key not in OF_GET}
         attributes.clear()
-        attributes.update(before)
-        if not numbered:
-            attributes.update({name: value for name, value in counters.items() if name not in OF_GET})
+        attributes.update(before if instead else before | counters)
     return parts[0] if len(parts) == 1 else type(parts[0])(*map(_joined, zip(*parts, strict=True)))
-
-
-def _moved(field: Any, back: th.Tensor) -> Any:
-    if isinstance(field, dict):
-        return {key: _moved(part, back) for key, part in field.items()}
-    return field[back] if isinstance(field, th.Tensor) and field.shape[:1] == back.shape else field
 
 
 def _is_held(buffer: RolloutBuffer, name: str, found: Any) -> bool:
     """Whether samples, environment by environment in the order of time, are what a buffer holds by that name."""
     held = buffer.swap_and_flatten(in_time(buffer, name)).ravel()
-    found = found.detach().cpu().double().numpy().ravel()
+    found = _as_array(found).astype(np.float64).ravel()
     return held.dtype.kind in "biuf" and held.shape == found.shape and np.allclose(found, held, equal_nan=True)
 
 
@@ -305,6 +301,11 @@ def draws_anew(buffer: RolloutBuffer) -> bool:
     """Whether each epoch is to ask a buffer: it hands samples out in a way of its own, perhaps others each time."""
     kind, own_ways = type(buffer), {"get", "_get_samples"} & vars(buffer).keys()
     return kind.get not in OF_STOCK or kind._get_samples not in OF_STOCK or bool(own_ways)
+
+
+def has_stock_fields(buffer: RolloutBuffer, *more: str) -> bool:
+    """Whether a buffer keeps its samples where stock's does; one of another make may not."""
+    return all(hasattr(buffer, name) for name in (*FLATTENED, "generator_ready", *more))
 
 
 def copied(value: Any) -> Any:
@@ -331,13 +332,12 @@ def _joined(parts: Any) -> Any:
 
 def replace_faulty_samples(buffer: RolloutBuffer, faulty: BoolArray) -> None:
     """Overwrite faulty samples, shape (T, N), by sound ones: PPO takes its samples from the buffer as they are."""
-    if not all(hasattr(buffer, name) for name in (*FLATTENED, "generator_ready")):
-        return  # a buffer of another make, which keeps its samples elsewhere
+    if not has_stock_fields(buffer):
+        return
     lead = (faulty.size,) if buffer.generator_ready else faulty.shape
-    held = [getattr(buffer, name) for name in FLATTENED]
-    parts = [part for value in held for part in (value.values() if isinstance(value, dict) else [value])]
+    parts = [part for name in FLATTENED for part in parts_of(getattr(buffer, name))]
     if any(getattr(part, "shape", ())[: len(lead)] != lead for part in parts):
-        return  # nor one by one
+        return  # it does not keep them one by one
     known = np.stack([in_time(buffer, name) for name in ("log_probs", "advantages", "returns")])
     bad = faulty | ~np.isfinite(known).all(axis=0)
     if not bad.any() or bad.all():
@@ -345,6 +345,5 @@ def replace_faulty_samples(buffer: RolloutBuffer, faulty: BoolArray) -> None:
     spoiled, sound = np.nonzero(bad), np.argwhere(~bad)
     steps, envs = sound[np.arange(int(bad.sum())) % len(sound)].T
     for name in FLATTENED:
-        value = in_time(buffer, name)
-        for array in value.values() if isinstance(value, dict) else [value]:
+        for array in parts_of(in_time(buffer, name)):
             array[spoiled] = array[steps, envs]

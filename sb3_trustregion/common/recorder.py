@@ -18,12 +18,12 @@ from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
 
 from sb3_trustregion.common.guard import Screen, aside, is_understood, replace, usable
 from sb3_trustregion.common.learning_data import (
-    FLATTENED,
     LARGEST_USABLE,
     BoolArray,
     ObsArray,
     Rollout,
     flatten_time,
+    has_stock_fields,
     in_time,
     observations_in_time,
 )
@@ -174,30 +174,28 @@ class Recorder:
         shape = buffer.buffer_size, buffer.n_envs
         is_recorded = (
             len(self._steps) == buffer.buffer_size
-            and all(hasattr(buffer, name) for name in (*FLATTENED, "rewards", "episode_starts", "generator_ready"))
+            and has_stock_fields(buffer, "rewards", "episode_starts")
             and self._steps[0][0].shape == buffer.episode_starts[0].shape  # not twice the samples, say
             and np.size(buffer.rewards) == np.prod(shape)  # nor several rewards a step
         )
         # In evaluation mode, as the policy acts: what SB3 added to truncated rewards is taken off again.
         model.policy.set_training_mode(False)
         observations = as_seen(model) if is_recorded else None
+        faulty = self._left_out(shape)
         if observations is None:
-            faulty = self._left_out(shape)
             self._clear()
-            return unrecorded(shape, model.gamma)._replace(faulty=faulty)
+            return unrecorded(faulty, model.gamma)
         ends, truncated = _stacked(self._terminal_observations), np.array(self._truncated, dtype=np.int64)
         end_values = self._end_values(model)
         rewards = np.array(buffer.rewards, dtype=np.float64).reshape(shape)
         rewards.reshape(-1)[truncated] -= model.gamma * end_values
         assert model._last_episode_starts is not None
-        *noted, scales = zip(*self._steps, strict=True)
-        faulty, bad, stood_in = (np.concatenate(steps).reshape(shape) for steps in noted)
+        _, *noted, scales = zip(*self._steps, strict=True)
+        bad, stood_in = (np.concatenate(steps).reshape(shape) for steps in noted)
         of_reward = bad.copy()
         bad.reshape(-1)[truncated] = False
         if not np.any(rewards[bad] != stood_in[bad]):  # else the user has put in rewards of their own
             faulty |= of_reward
-        if self._bad_rewards is not None:
-            faulty |= self._bad_rewards
         dones = np.concatenate([buffer.episode_starts[1:], model._last_episode_starts[None]]).astype(bool)
         episodes = np.array(self._episodes, dtype=np.float64).reshape(-1, 2)
         rollout = Rollout(
@@ -242,15 +240,14 @@ def as_seen(model: OnPolicyAlgorithm) -> Any:
     return forms[int(np.argmin(errors))]
 
 
-def unrecorded(shape: tuple[int, int], gamma: float) -> Rollout:
+def unrecorded(faulty: BoolArray, gamma: float) -> Rollout:
     """A rollout that was not collected here, or is not one sample a step: learned from, judged by nobody."""
-    values: dict[str, Any] = dict.fromkeys(Rollout._fields, np.zeros(shape))
-    values |= dict.fromkeys(("last_observations", "last_values"), np.zeros(shape[1]))
+    values: dict[str, Any] = dict.fromkeys(Rollout._fields, np.zeros(faulty.shape))
+    values |= dict.fromkeys(("last_observations", "last_values"), np.zeros(faulty.shape[1]))
     values |= dict.fromkeys(("terminal_values", "episode_returns", "episode_lengths"), np.zeros(0))
-    values |= {"terminal_observations": None, "truncated": np.zeros(0, dtype=np.int64), "scales": np.ones(shape[0])}
-    values |= {"dones": np.zeros(shape, dtype=bool), "faulty": np.zeros(shape, dtype=bool)}
-    values |= {"gamma": float(gamma), "is_recorded": False, "starts_fresh": False}
-    return Rollout(**values | Rollout._field_defaults)
+    values |= {"terminal_observations": None, "truncated": np.zeros(0, dtype=np.int64), "scales": np.ones(len(faulty))}
+    values |= {"dones": np.zeros_like(faulty), "faulty": faulty, "is_recorded": False, "starts_fresh": False}
+    return Rollout(**values | {"gamma": float(gamma)} | Rollout._field_defaults)
 
 
 class RecordingCallback(BaseCallback):

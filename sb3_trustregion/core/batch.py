@@ -60,16 +60,21 @@ def take(observations: Any, index: Any) -> Any:
 
 def few_of(observations: Observations) -> th.Tensor:
     """An index of a few of n observations, from first to last."""
-    n = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+    n = len(parts_of(observations)[0])
     return th.linspace(0, n - 1, min(n, FEW), device="cpu").long()
 
 
 def pieces_of(observations: Observations) -> list[slice]:
     """Cuts n observations so that what a network makes of each piece needs little memory."""
-    tensors = list(observations.values()) if isinstance(observations, dict) else [observations]
+    tensors = parts_of(observations)
     n, bytes_of_one = len(tensors[0]), 4 * sum(tensor[:1].numel() for tensor in tensors)
     at_once = max(BYTES_AT_ONCE // max(bytes_of_one, 1), LEAST_AT_ONCE)
     return [slice(start, start + at_once) for start in range(0, max(n, 1), at_once)]
+
+
+def parts_of(observations: Any) -> list[Any]:
+    """An array, or those in a dict of arrays, in a list."""
+    return list(observations.values()) if isinstance(observations, dict) else [observations]
 
 
 def map_arrays(function: Callable[[Any], T], observations: Any) -> T | dict[str, T]:
