@@ -70,6 +70,9 @@ def enlarged_value(value: Any, factor: float) -> Any:
     return (lambda progress: factor * value(progress)) if callable(value) else factor * value
 
 
+FAULTS = [overwrite_by_noise, update_far_too_large]
+
+
 @pytest.mark.parametrize("algorithm", MEASURING)
 def test_the_last_good_policy_is_back_within_two_updates(algorithm: type[Any]) -> None:
     model = trained(algorithm, n_steps=64)
@@ -106,7 +109,7 @@ def test_what_the_user_overwrites_is_the_users(algorithm: type[Any]) -> None:
 
 @pytest.mark.parametrize(
     ("algorithm", "destroy"),
-    [(TRPO, update_far_too_large), (PPO, overwrite_by_noise), (NPG, overwrite_by_noise)],
+    [*[(algorithm, fault) for algorithm in (TRPO, PPO) for fault in FAULTS], (NPG, overwrite_by_noise)],
 )
 def test_without_roll_back_it_stays_destroyed(algorithm: type[Any], destroy: Callable[[Any], None]) -> None:
     """Stock TRPO and PPO, and our NPG, which has neither radius nor roll-back by design."""
@@ -164,6 +167,18 @@ def test_a_change_for_the_worse_does_not_freeze_learning(algorithm: type[Any], c
     else:
         assert score(model, sign) > -0.3
     assert_finite(model)
+
+
+@pytest.mark.parametrize(("algorithm", "change"), [(TRPO, "each step costs"), (PPO, "actions turn round")])
+def test_stock_goes_on_as_well(algorithm: type[Any], change: str) -> None:
+    """Who never rolls back is never frozen by it."""
+    env = DummyVecEnv([lambda: Monitor(Changing(change, N_BEFORE * N_STEPS))] * N_ENVS)
+    model = make_model(algorithm, env, n_steps=N_STEPS, batch_size=64, seed=2)
+    learn(model, N_BEFORE)
+    sign = -1.0 if "round" in change else 1.0
+    value = score(model, sign)
+    learn(model, 30)
+    assert score(model, sign) > (value + 0.1 if sign < 0.0 else -0.3)
 
 
 def n_rejected(updates: list[Update]) -> int:
