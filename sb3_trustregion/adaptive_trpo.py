@@ -46,7 +46,8 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
     :param learning_rate: of the value function, a number or a function of the remaining progress (1 to 0). Stock's is
         a quarter, for mini-batches a quarter as large: about the same loss on held-out returns in a third of the time
     :param batch_size: of the value function's mini-batches, see ``learning_rate``
-    :param policy_kwargs: as there; a Gaussian policy for which it sets no ``log_std_init`` starts from log σ = -0.5
+    :param policy_kwargs: as there; a Gaussian policy for which it sets no ``log_std_init`` starts from σ = e^-0.5 times
+        half of what each action may range over (bounds beyond ±1000 count as ±1)
     :param cg_damping: per (Gaussian or Bernoulli) action dimension, as there: λ, added to the diagonal of the Fisher
         matrix of the joint action distribution, is ``cg_damping`` times their number A
     :param normalize_advantage: whether the advantages are brought to mean zero. They are not scaled: a TRPO step does

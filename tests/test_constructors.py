@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from sb3_contrib import TRPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -90,6 +92,16 @@ def test_a_gaussian_policy_starts_less_noisy(
     model.save(tmp_path / "model")
     loaded = algorithm.load(tmp_path / "model", **{name: kwargs[name] for name in kwargs if name == "policy_kwargs"})
     assert not loaded.policy.log_std.any()
+
+
+def test_noise_goes_by_the_bounds_of_the_actions() -> None:
+    """σ over half of a range is the same for all; what bounds nothing, or leaves nothing to choose, counts as ±1."""
+    largest = np.finfo(np.float32).max
+    low = np.array([[-2.0, 0.0, -largest], [3.0, 0.0, -0.25]], np.float32)
+    high = np.array([[2.0, 0.5, largest], [3.0, 2.0, 0.25]], np.float32)
+    model = NPG("MlpPolicy", ToyEnv(action_space=spaces.Box(low, high)), n_steps=64, batch_size=64)
+    half = th.tensor([2.0, 0.25, 1.0, 1.0, 1.0, 0.25])
+    th.testing.assert_close(model.policy.log_std.detach(), LOG_STD_INIT + half.log())
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

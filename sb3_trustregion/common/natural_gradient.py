@@ -3,6 +3,7 @@
 import warnings
 from typing import Any, ClassVar
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from sb3_contrib import TRPO
@@ -24,8 +25,9 @@ from sb3_trustregion.core.parameters import NOBODY, ParameterVector
 from sb3_trustregion.core.step import Step, StepStatus
 from sb3_trustregion.core.surrogate import Surrogate
 
-# Where the user chooses none: with SB3's 0 a Gaussian policy's first actions are mostly cut at their bounds.
-LOG_STD_INIT = -0.5
+# log σ over half of what an action may range over, where the user chooses none: with SB3's σ = 1 the first actions are
+# mostly cut at bounds of ±1. What is wider than 1000 times that is no bound to be explored up to.
+LOG_STD_INIT, WIDEST = -0.5, 1e3
 SUPPORTED_ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
@@ -141,11 +143,14 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
 
 @th.no_grad()
 def start_less_noisy(policy: ActorCriticPolicy) -> None:
-    """Set the initial log σ of a plain Gaussian policy that has been left at SB3's 0, and is not to stay there."""
+    """Set by the bounds the initial σ of a plain Gaussian policy that was left at SB3's 1, and is not to stay there."""
     log_std = getattr(policy, "log_std", None)
     if log_std is None or type(policy.action_dist) is not DiagGaussianDistribution:
         return
     is_used = is_stock_way(policy, "_get_action_dist_from_latent")
     if is_used and log_std.requires_grad and not log_std.any():
-        log_std.fill_(LOG_STD_INIT)
+        box: Any = policy.action_space
+        half = (box.high.astype(np.float64) - box.low).ravel() / 2.0
+        bounded = (half > 0.0) & (half <= WIDEST)
+        log_std.copy_(th.as_tensor(LOG_STD_INIT + np.log(np.where(bounded, half, 1.0))))
         policy.log_std_init = LOG_STD_INIT
