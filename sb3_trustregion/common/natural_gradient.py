@@ -3,11 +3,9 @@
 import warnings
 from typing import Any, ClassVar
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from sb3_contrib import TRPO
-from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
@@ -15,7 +13,7 @@ from sb3_trustregion.common.critic import asked_anew, fit_critic, follow_the_dat
 from sb3_trustregion.common.guard import accept, refuse
 from sb3_trustregion.common.judge import Verdict
 from sb3_trustregion.common.learning_data import Rollout, draws_anew, make_batch, replace_faulty_samples
-from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, find_actor, is_stock_way
+from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, find_actor
 from sb3_trustregion.common.update_log import log_update, of_policy
 from sb3_trustregion.common.validation import check_integer, check_number, settle
 from sb3_trustregion.core.batch import Batch
@@ -25,9 +23,6 @@ from sb3_trustregion.core.parameters import NOBODY, ParameterVector
 from sb3_trustregion.core.step import Step, StepStatus
 from sb3_trustregion.core.surrogate import Surrogate
 
-# log σ over half of what an action may range over, where the user chooses none: with SB3's σ = 1 the first actions are
-# mostly cut at bounds of ±1. What is wider than 1000 times that is no bound to be explored up to.
-LOG_STD_INIT, WIDEST = -0.5, 1e3
 SUPPORTED_ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
@@ -39,6 +34,7 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = TRPO.policy_aliases
+    _log_std_init = None
 
     def __init__(
         self,
@@ -85,8 +81,6 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        if "log_std_init" not in (self.policy_kwargs or {}):
-            start_less_noisy(self.policy)
         if type(self.policy.optimizer) is th.optim.Adam and "fused" not in self.policy.optimizer_kwargs:
             # The same Adam in one pass over the parameters.
             for group in self.policy.optimizer.param_groups:
@@ -139,18 +133,3 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
         self._n_updates += 1
         log_update(self, StepStatus.INVALID, verdict)
         refuse(self, self.recorder.last_fault or "no advantage is finite", lasting=True)
-
-
-@th.no_grad()
-def start_less_noisy(policy: ActorCriticPolicy) -> None:
-    """Set by the bounds the initial σ of a plain Gaussian policy that was left at SB3's 1, and is not to stay there."""
-    log_std = getattr(policy, "log_std", None)
-    if log_std is None or type(policy.action_dist) is not DiagGaussianDistribution:
-        return
-    is_used = is_stock_way(policy, "_get_action_dist_from_latent")
-    if is_used and log_std.requires_grad and not log_std.any():
-        box: Any = policy.action_space
-        half = (box.high.astype(np.float64) - box.low).ravel() / 2.0
-        bounded = (half > 0.0) & (half <= WIDEST)
-        log_std.copy_(th.as_tensor(LOG_STD_INIT + np.log(np.where(bounded, half, 1.0))))
-        policy.log_std_init = LOG_STD_INIT

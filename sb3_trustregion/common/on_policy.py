@@ -12,6 +12,7 @@ from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
@@ -32,6 +33,10 @@ from sb3_trustregion.core.distributions import check_supported, in_double, prese
 from sb3_trustregion.core.functional import uncompiled
 from sb3_trustregion.core.parameters import ParameterVector, actor_parameters, out_of_reach
 
+# log σ over half of what an action may range over, where the user chooses none: with SB3's σ = 1 the first actions are
+# mostly cut at bounds of ±1. What is wider than 1000 times that is no bound to be explored up to.
+LOG_STD_INIT, WIDEST = -0.5, 1e3
+
 
 class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
     """An on-policy algorithm that learns from SB3's buffer and keeps beside it what judging a step needs."""
@@ -43,6 +48,8 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
     _own_arguments: ClassVar[tuple[str, ...]]
     # What the radius starts from, where there is one that ``radius_prior`` draws to itself.
     _radius_argument: ClassVar[str] = ""
+    # Of a policy for which ``policy_kwargs`` has none; None goes by the bounds of the actions.
+    _log_std_init: ClassVar[float | None] = 0.0
     _heed_arguments: Callable[[], None]  # hands on what the user has set since
     batch_size: int
     normalize_advantage: bool
@@ -66,7 +73,12 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
             name = getattr(self.policy_class, "__name__", repr(self.policy_class))
             raise ValueError(f"policy must be an ActorCriticPolicy without memory, got {name}")
         self.recorder = Recorder()
+        given = self.policy_kwargs or {}
+        self.policy_kwargs = {key: given[key] for key in given if key != "log_std_init" or given[key] is not None}
         super()._setup_model()
+        self.policy_kwargs = given
+        if given.get("log_std_init", self._log_std_init) is None:
+            start_less_noisy(self.policy)
         check_supported(self.policy.action_dist)
 
     @classmethod
@@ -223,6 +235,21 @@ def find_actor(policy: ActorCriticPolicy, batch: Batch, with_others: bool = Fals
         names = ", ".join(name or "a parameter of others" for name in beyond)
         raise RuntimeError(f"policy must act by what its modules hold when they are called, not by references: {names}")
     return actor_parameters(policy, batch.observations)
+
+
+@th.no_grad()
+def start_less_noisy(policy: ActorCriticPolicy) -> None:
+    """Set by the bounds the initial σ of a plain Gaussian policy that was left at SB3's 1, and is not to stay there."""
+    log_std = getattr(policy, "log_std", None)
+    if log_std is None or type(policy.action_dist) is not DiagGaussianDistribution:
+        return
+    is_used = is_stock_way(policy, "_get_action_dist_from_latent")
+    if is_used and log_std.requires_grad and not log_std.any():
+        box: Any = policy.action_space
+        half = (box.high.astype(np.float64) - box.low).ravel() / 2.0
+        bounded = (half > 0.0) & (half <= WIDEST)
+        log_std.copy_(th.as_tensor(LOG_STD_INIT + np.log(np.where(bounded, half, 1.0))))
+        policy.log_std_init = LOG_STD_INIT
 
 
 def is_stock_way(policy: ActorCriticPolicy, way: str) -> bool:
