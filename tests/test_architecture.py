@@ -18,7 +18,6 @@ PACKAGE = ROOT / "sb3_trustregion"
 PEERS = {*ALGORITHMS, "checkpoint"}
 # An import may point to a lower layer or to its own. The package itself, which names the algorithms, is above them.
 LAYERS = {
-    "_version": 0,
     "core": 1,
     "common": 2,
     **dict.fromkeys(PEERS, 3),
@@ -30,7 +29,7 @@ LAYERS = {
 
 TRAIN_LINES = 60
 # The aim is 6,000: what is there may only shrink, unless a fault is mended.
-PACKAGE_LINES = 8077
+PACKAGE_LINES = 8072
 METHODS_OF_A_CLASS = 12
 CLASSES_OF_AN_ALGORITHM = 4
 

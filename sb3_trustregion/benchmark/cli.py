@@ -15,11 +15,7 @@ DEFAULTS: dict[str, Any] = {"output": Path("benchmark-results"), "seeds": [1000,
 
 
 def main(argv: list[str] | None = None) -> int:
-    """
-    Run one of the commands.
-
-    :return: exit code: 0, 1 where runs failed, 2 where an argument is wrong, 130 where it was stopped
-    """
+    """Run a command. Returns 0, 1 where runs failed, 2 where an argument is wrong, 130 where it was stopped."""
     given = sys.argv[1:] if argv is None else argv
     arguments = _parser().parse_args(given)
     arguments.line = shlex.join([*PROGRAM.split(), *given])

@@ -202,14 +202,7 @@ def _parent(ablation: Variant, variants: list[Variant]) -> Variant | None:
 def write_report(
     results: Results, output: Path, references: Path = REFERENCES, reps: int = 2000, allow_mixed: bool = False
 ) -> Path:
-    """
-    Write a page with its pictures, tables and summary into the folder ``output``, and return the page's path.
-
-    :param results: with at least one run
-    :param references: what scores 0 and 1 mean
-    :param reps: bootstrap samples
-    :param allow_mixed: whether results of several versions are reported on together
-    """
+    """Write page, pictures, tables and summary; arguments as on the command line. Returns the page's path."""
     check_integer("reps", reps, at_least=1)
     known = read_references(references)
     with results.reading() as runs:

@@ -160,10 +160,8 @@ def set_up(spec: RunSpec, folder: Path) -> tuple[ExperimentManager, OnPolicyAlgo
         from sb3_trustregion.benchmark.run.envpool import make_vec_env
 
         manager.vec_env_class = partial(make_vec_env, manager, spec.task)  # type: ignore[assignment]
-    prepared = manager.setup_experiment()
-    assert prepared is not None
-    model = prepared[0]
-    assert isinstance(model, OnPolicyAlgorithm)
+    prepared: Any = manager.setup_experiment()
+    model: OnPolicyAlgorithm = prepared[0]
     # RL Zoo does so for those of its command line alone.
     manager.eval_env_kwargs = manager.env_kwargs
     # Whole rollouts, as many as come nearest: RL Zoo rounds up, by up to one rollout more for some than for others.
@@ -184,16 +182,14 @@ def _judge(spec: RunSpec) -> dict[str, Any]:
 def evaluate(manager: ExperimentManager, model: BaseAlgorithm, seed: int) -> tuple[list[float], list[int]]:
     """Measure raw returns and lengths of episodes of the final policy, not of the best checkpoint."""
     env = manager.create_envs(N_EVAL_ENVS, eval_env=True, no_log=True)
-    trained_in = model.get_env()
-    assert trained_in is not None
+    trained_in: Any = model.get_env()
     sync_envs_normalization(trained_in, env)
     env.seed(EVAL_SEED + N_EVAL_ENVS * seed)
-    returns, lengths = evaluate_policy(
+    measured: Any = evaluate_policy(
         model, env, N_EVAL_EPISODES, deterministic=manager.deterministic_eval, return_episode_rewards=True
     )
     env.close()
-    assert isinstance(returns, list)
-    assert isinstance(lengths, list)
+    returns, lengths = measured
     return [float(value) for value in returns], [int(length) for length in lengths]
 
 
