@@ -62,6 +62,8 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
 
     :param clip_range: the *initial* ε, it can be a function of the current progress remaining (from 1 to 0):
         then ε is that schedule times a factor that starts at 1 and is adapted. ``train/clip_range`` logs the product
+    :param policy_kwargs: where ``log_std_init`` is None there, a Gaussian policy starts from σ = e^-0.5 times half of
+        what each action may range over (bounds beyond ±1000 count as ±1), as ``AdaptiveTRPO`` does
     :param radius_rule: as in ``AdaptiveTRPO``; with ``"fixed"`` the factor on ε stays 1
     :param radius_prior: ε that is known to be good: where evidence is weak, ε drifts there from wherever it started.
         Where ``clip_range`` is a schedule this is ε at its start, and falls with the schedule
