@@ -108,9 +108,8 @@ def test_noise_goes_by_the_bounds_of_the_actions(algorithm: type[Any], tmp_path:
     model.save(tmp_path / "model.zip")
     loaded = algorithm.load(tmp_path / "model.zip", env, **chosen)
     assert loaded.policy.log_std.equal(model.policy.log_std)
-    assert not algorithm(
-        "MlpPolicy", env, n_steps=64, batch_size=64, policy_kwargs={"log_std_init": 0.0}
-    ).policy.log_std.any()
+    model = algorithm("MlpPolicy", env, n_steps=64, batch_size=64, policy_kwargs={"log_std_init": 0.0})
+    assert not model.policy.log_std.any()
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

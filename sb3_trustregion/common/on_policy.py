@@ -73,7 +73,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
             name = getattr(self.policy_class, "__name__", repr(self.policy_class))
             raise ValueError(f"policy must be an ActorCriticPolicy without memory, got {name}")
         self.recorder = Recorder()
-        given = self.policy_kwargs or {}
+        given = self.policy_kwargs or {}  # a log σ of None is ours: SB3's policies take numbers
         self.policy_kwargs = {key: given[key] for key in given if key != "log_std_init" or given[key] is not None}
         super()._setup_model()
         self.policy_kwargs = given
