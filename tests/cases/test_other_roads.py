@@ -20,7 +20,7 @@ from sb3_trustregion.core.functional import unfold
 from sb3_trustregion.core.improvement import Estimate, Improvement
 from sb3_trustregion.core.parameters import fingerprint
 from tests.cases.tasks import UPDATE, Bandit, bandit_model, probability
-from tests.helpers import ALGORITHMS, assert_same, make_model, state_of, train
+from tests.helpers import ALGORITHMS, assert_same, make_model, shared, state_of, train
 
 each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
@@ -355,8 +355,7 @@ class Inverted(BaseCallback):
         return True
 
 
-@each_algorithm
-@pytest.mark.parametrize("method", ["get", "_get_samples"])
+@pytest.mark.parametrize(("algorithm", "method"), shared(["_get_samples", "get"], AdaptiveTRPO, AdaptivePPO))
 def test_a_method_of_the_buffer_may_be_replaced(algorithm: type[Any], method: str) -> None:
     model = bandit_model(algorithm, make_vec_env(lambda: Bandit(0.0, 1.0), n_envs=10))
     model.learn(12 * UPDATE, callback=Inverted(method))

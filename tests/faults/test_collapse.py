@@ -169,17 +169,5 @@ def test_a_change_for_the_worse_does_not_freeze_learning(algorithm: type[Any], c
     assert_finite(model)
 
 
-@pytest.mark.parametrize(("algorithm", "change"), [(TRPO, "each step costs"), (PPO, "actions turn round")])
-def test_stock_goes_on_as_well(algorithm: type[Any], change: str) -> None:
-    """Who never rolls back is never frozen by it."""
-    env = DummyVecEnv([lambda: Monitor(Changing(change, N_BEFORE * N_STEPS))] * N_ENVS)
-    model = make_model(algorithm, env, n_steps=N_STEPS, batch_size=64, seed=2)
-    learn(model, N_BEFORE)
-    sign = -1.0 if "round" in change else 1.0
-    value = score(model, sign)
-    learn(model, 30)
-    assert score(model, sign) > (value + 0.1 if sign < 0.0 else -0.3)
-
-
 def n_rejected(updates: list[Update]) -> int:
     return sum(update.status is StepStatus.REJECTED for update in updates)
