@@ -24,8 +24,9 @@ from sb3_trustregion.common.validation import (
     settle_ppo,
     sizes_of_ppo,
 )
-from sb3_trustregion.core.batch import Batch
+from sb3_trustregion.core.batch import Batch, pieces_of, take
 from sb3_trustregion.core.conjugate_gradient import conjugate_gradient
+from sb3_trustregion.core.distributions import UnknownDistributionError, preserved_distribution
 from sb3_trustregion.core.functional import uncompiled
 from sb3_trustregion.core.line_search import reliability
 from sb3_trustregion.core.parameters import NOBODY, ParameterVector
@@ -80,6 +81,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
     _radius_exponent = 1.0
     _own_arguments = ("radius_rule", "n_epochs")
     _radius_argument = "clip_range"
+    _needs_distribution = False  # stock's update needs none
     # Where RL Zoo's hyperparameter search looks.
     search_space: ClassVar[dict[str, tuple[float, float]]] = {"clip_range": (0.05, 0.5), "learning_rate": (5e-5, 2e-3)}
     # The schedule and what it starts from: it may count its calls, so it is asked as often as by stock, and once more.
@@ -221,7 +223,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         clip_range = self.clip_range(self._current_progress_remaining) * verdict.radius
         if not actor.names:
             return self._update_unjudged(verdict, before, clip_range)
-        data = batch.centred(scale=False)
+        data, bonus = batch.centred(scale=False), _entropy_bonus(self, batch)
         surrogate = Surrogate(policy, actor, data, CG_DAMPING, FISHER_SUB_SAMPLING_FACTOR)  # step 1
         share = _reliability(surrogate)
         fault = self._run_epochs(clip_range)  # steps 2-3
@@ -236,7 +238,8 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         accept(self)
         linear_gain = float(surrogate.gradient.dot(actor.flatten(policy) - surrogate.origin))
         promise = evaluation.promise(linear_gain, share, evaluation.length >= USED_RADIUS * clip_range)
-        self.judge.expect(promise, rollout, before, policy)
+        conceded = min(max(-evaluation.gain, 0.0), max(_entropy_bonus(self, batch) - bonus, 0.0))
+        self.judge.expect(promise._replace(conceded=conceded), rollout, before, policy)
         logged = of_evaluation(surrogate, evaluation, linear_gain) | {"reliability": share}
         log_update(self, StepStatus.ACCEPTED, verdict, **logged)
 
@@ -284,10 +287,25 @@ def _find_actor(policy: ActorCriticPolicy, batch: Batch) -> ParameterVector:
     try:
         if tells_what_acts(policy, batch):
             return find_actor(policy, batch, with_others=True)  # which the epochs move, and no roll-back undoes
-    except RuntimeError as error:  # as of modules that are differentiated in training alone
+    # As of Beta distributions, or of modules that are differentiated in training alone.
+    except (RuntimeError, UnknownDistributionError) as error:
         reason = str(error)
     warnings.warn(f"policy cannot be judged: {reason}. ε stays, as in stock PPO", stacklevel=3)
     return NOBODY
+
+
+@th.no_grad()
+def _entropy_bonus(model: AdaptivePPO, batch: Batch) -> float:
+    """What the policy's entropy is worth to PPO's loss, in units of reward."""
+    if not model.ent_coef:
+        return 0.0
+    policy, entropies = uncompiled(model.policy), []
+    with preserved_distribution(policy):
+        for piece in pieces_of(batch.observations):
+            _, log_prob, entropy = policy.evaluate_actions(take(batch.observations, piece), batch.actions[piece])
+            entropies.append((-log_prob if entropy is None else entropy).reshape(-1))
+    unit = float(batch.advantages.std()) if model.normalize_advantage else 1.0
+    return model.ent_coef * unit * float(th.cat(entropies).mean())
 
 
 def _reliability(surrogate: Surrogate) -> float:

@@ -214,7 +214,7 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
                 yield from self._drawn_anew(before)
                 continue
             order = np.random.permutation(len(samples.advantages))  # noqa: NPY002
-            for index in th.split(th.as_tensor(order, device=self.device), self.batch_size):
+            for index in th.split(th.as_tensor(order, device=self.device), int(self.batch_size or len(order))):
                 parts = (take(getattr(samples, name), index) for name in RolloutBufferSamples._fields)
                 yield RolloutBufferSamples(*parts), tuple(output[index] for output in old)
 

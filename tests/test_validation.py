@@ -343,7 +343,6 @@ class PolicyOfAnotherDistribution(ActorCriticPolicy):
         (DQNPolicy, "policy must be an ActorCriticPolicy.*DQNPolicy"),
         (RecurrentActorCriticPolicy, "policy must be an ActorCriticPolicy.*RecurrentActorCriticPolicy"),
         (MaskableActorCriticPolicy, "policy must be an ActorCriticPolicy.*MaskableActorCriticPolicy"),
-        (PolicyOfAnotherDistribution, "action distribution must be one of .*, got MaskableCategoricalDistribution"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -351,6 +350,13 @@ class PolicyOfAnotherDistribution(ActorCriticPolicy):
 def test_unsupported_policies(algorithm: type[Any], policy: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_model(algorithm, toy_vec_env(action_space=ACTION_SPACES["discrete"]), policy)
+
+
+@pytest.mark.parametrize("algorithm", [NPG, AdaptiveTRPO, PenaltyPPO])
+def test_unsupported_distributions(algorithm: type[Any]) -> None:
+    message = "action distribution must be one of .*, got MaskableCategoricalDistribution"
+    with pytest.raises(ValueError, match=message):
+        make_model(algorithm, toy_vec_env(action_space=ACTION_SPACES["discrete"]), PolicyOfAnotherDistribution)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

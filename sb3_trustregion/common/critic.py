@@ -19,17 +19,17 @@ from sb3_trustregion.core.parameters import ParameterVector, critic_parameters
 MiniBatch = tuple[Observations, th.Tensor]  # observations (m, ...) and returns (m,)
 
 
-def in_new_orders(batch: Batch, n_passes: int, batch_size: int) -> Iterator[MiniBatch]:
+def in_new_orders(batch: Batch, n_passes: int, batch_size: int | None) -> Iterator[MiniBatch]:
     """The samples of a batch, in a new order for each pass."""
     orders = [th.randperm(batch.n_samples, device="cpu").to(batch.returns.device) for _ in range(n_passes)]
-    indices = [index for order in orders for index in th.split(order, int(batch_size))]
+    indices = [index for order in orders for index in th.split(order, int(batch_size or batch.n_samples))]
     return ((take(batch.observations, index), batch.returns[index]) for index in indices)
 
 
-def asked_anew(buffer: RolloutBuffer, n_passes: int, batch_size: int) -> Iterator[MiniBatch]:
+def asked_anew(buffer: RolloutBuffer, n_passes: int, batch_size: int | None) -> Iterator[MiniBatch]:
     """What a buffer hands out at each pass, as to stock."""
     for _ in range(n_passes):
-        for samples in buffer.get(int(batch_size)):
+        for samples in buffer.get(batch_size):
             yield samples.observations, samples.returns.float()
 
 
@@ -96,7 +96,7 @@ def _enter_training_mode(policy: ActorCriticPolicy, critic: list[Parameter]) -> 
 
 
 @th.no_grad()
-def follow_the_data(policy: ActorCriticPolicy, batch: Batch, n_passes: int, batch_size: int) -> None:
+def follow_the_data(policy: ActorCriticPolicy, batch: Batch, n_passes: int, batch_size: int | None) -> None:
     """
     Let running statistics (batch normalisation and its like) see a rollout as often as in stock TRPO's epochs.
 
@@ -105,7 +105,7 @@ def follow_the_data(policy: ActorCriticPolicy, batch: Batch, n_passes: int, batc
     if not any(_may_keep_statistics(module) for module in policy.modules()):
         return
     policy.set_training_mode(True)
-    in_order = th.split(th.arange(batch.n_samples, device=batch.returns.device), int(batch_size))
+    in_order = th.split(th.arange(batch.n_samples, device=batch.returns.device), int(batch_size or batch.n_samples))
     for index in in_order * n_passes:
         if len(index) > 1:  # of one sample there is no variance
             observations = take(batch.observations, index)

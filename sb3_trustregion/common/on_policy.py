@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import MlpExtractor
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import check_for_correct_spaces, get_device
 from stable_baselines3.common.vec_env import VecEnv
@@ -50,6 +51,8 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
     _radius_argument: ClassVar[str] = ""
     # Of a policy for which ``policy_kwargs`` has none; None goes by the bounds of the actions.
     _log_std_init: ClassVar[float | None] = 0.0
+    # Whether there is no update of a policy whose distribution has no known KL and Fisher matrix.
+    _needs_distribution: ClassVar[bool] = True
     _heed_arguments: Callable[[], None]  # hands on what the user has set since
     batch_size: int
     normalize_advantage: bool
@@ -79,7 +82,8 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.policy_kwargs = given
         if given.get("log_std_init", self._log_std_init) is None:
             start_less_noisy(self.policy)
-        check_supported(self.policy.action_dist)
+        if self._needs_distribution:
+            check_supported(self.policy.action_dist)
 
     @classmethod
     def load(
@@ -248,7 +252,8 @@ def start_less_noisy(policy: ActorCriticPolicy) -> None:
         box: Any = policy.action_space
         half = (box.high.astype(np.float64) - box.low).ravel() / 2.0
         bounded = (half > 0.0) & (half <= WIDEST)
-        log_std.copy_(th.as_tensor(LOG_STD_INIT + np.log(np.where(bounded, half, 1.0))))
+        wanted = th.as_tensor(LOG_STD_INIT + np.log(np.where(bounded, half, 1.0)))
+        log_std.copy_(wanted if wanted.shape == log_std.shape else wanted.mean())  # one for all dimensions
         policy.log_std_init = LOG_STD_INIT
 
 
@@ -260,8 +265,10 @@ def is_stock_way(policy: ActorCriticPolicy, way: str) -> bool:
 def tells_what_acts(policy: ActorCriticPolicy, batch: Batch) -> bool:
     """Whether ``get_distribution`` gives what ``evaluate_actions`` evaluates, which is all that PPO uses."""
     policy, few = uncompiled(policy), batch.select(few_of(batch.observations))
-    ways = "evaluate_actions", "get_distribution"
-    if all(is_stock_way(policy, way) for way in ways):
+    is_stock = {way: is_stock_way(policy, way) for way in ("evaluate_actions", "extract_features", "get_distribution")}
+    if is_stock["get_distribution"] and not is_stock["extract_features"]:
+        return False  # SB3's asks past what the user has overridden
+    if all(is_stock.values()) and type(policy.mlp_extractor) is MlpExtractor:
         return True
     with preserved_distribution(policy), th.random.fork_rng(devices=[]), th.enable_grad():
         random_state = th.get_rng_state()

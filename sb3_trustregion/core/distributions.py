@@ -8,6 +8,7 @@ distributions are measured before squashing: an invertible map changes neither t
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.distributions import (
@@ -19,7 +20,7 @@ from stable_baselines3.common.distributions import (
     StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
-from torch.distributions import Normal
+from torch.distributions import Independent, Normal
 
 Observations = th.Tensor | dict[str, th.Tensor]
 # Gaussian: (mean, standard deviation), each (B, A). Categorical, Bernoulli: logits, one tensor a component.
@@ -27,6 +28,10 @@ Parameters = tuple[th.Tensor, ...]
 
 GAUSSIAN = (DiagGaussianDistribution, StateDependentNoiseDistribution)
 SUPPORTED = (*GAUSSIAN, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
+
+
+class UnknownDistributionError(ValueError):
+    """Of this distribution KL and Fisher matrix are not known here."""
 
 
 @contextmanager
@@ -41,10 +46,10 @@ def preserved_distribution(policy: ActorCriticPolicy) -> Iterator[None]:
 
 
 def check_supported(distribution: Distribution) -> None:
-    """Raise a ``ValueError`` where KL and Fisher matrix of a distribution are not known here."""
+    """Raise an ``UnknownDistributionError`` where KL and Fisher matrix of a distribution are not known here."""
     if not isinstance(distribution, SUPPORTED):
-        names = ", ".join(kind.__name__ for kind in SUPPORTED)
-        raise ValueError(f"policy's action distribution must be one of {names}, got {type(distribution).__name__}")
+        names, kind = ", ".join(kind.__name__ for kind in SUPPORTED), type(distribution).__name__
+        raise UnknownDistributionError(f"policy's action distribution must be one of {names}, got {kind}")
 
 
 def joined(outputs: Iterable[Parameters]) -> Parameters:
@@ -65,14 +70,14 @@ def distribution_parameters(distribution: Distribution) -> Parameters:
     check_supported(distribution)
     if isinstance(distribution, MultiCategoricalDistribution):
         return tuple(component.logits for component in distribution.distribution)
-    if isinstance(distribution, GAUSSIAN):
-        inner: object = distribution.distribution  # by whatever the user has overridden
-        if not isinstance(inner, Normal):
-            kind = type(inner).__name__
-            raise ValueError(f"policy's action distribution must be of independent Gaussians, got {kind}")
-        return distribution.distribution.mean, distribution.distribution.stddev
-    assert isinstance(distribution, (CategoricalDistribution, BernoulliDistribution))
-    return (distribution.distribution.logits,)
+    inner: Any = distribution.distribution  # by whatever the user has overridden
+    inner = inner.base_dist if isinstance(inner, Independent) else inner
+    if not isinstance(distribution, GAUSSIAN):
+        return (inner.logits,)
+    if not isinstance(inner, Normal):
+        kind = type(inner).__name__
+        raise UnknownDistributionError(f"policy's action distribution must be of independent Gaussians, got {kind}")
+    return inner.mean, inner.stddev
 
 
 def kl_divergence(kind: Distribution, old: Parameters, new: Parameters) -> th.Tensor:

@@ -38,6 +38,7 @@ class Promise(NamedTuple):
     :param reliability: share of the gain that holds on data that the step was not fitted to, at most 1
     :param length: √(2·KL), joint over action dimensions, √nats
     :param used_radius: whether the step went as far as the radius let it, to a policy that its batch can still tell of
+    :param conceded: loss on that batch that PPO's entropy bonus has paid for, same units: it was meant
     """
 
     gain: float
@@ -46,11 +47,12 @@ class Promise(NamedTuple):
     reliability: float
     length: float
     used_radius: bool
+    conceded: float = 0.0
 
     def scaled(self, unit: float) -> "Promise":
         """The same promise in another unit of reward."""
-        gain, gain_stderr, linear_gain = (unit * value for value in (self.gain, self.gain_stderr, self.linear_gain))
-        return self._replace(gain=gain, gain_stderr=gain_stderr, linear_gain=linear_gain)
+        names = "gain", "gain_stderr", "linear_gain", "conceded"
+        return self._replace(**{name: unit * getattr(self, name) for name in names})
 
     @property
     def predicted(self) -> float:

@@ -15,6 +15,8 @@ CURVATURE_FLOOR = 1e-2
 SUB_SAMPLED_SHARE = 0.8
 # A policy is random where its KL to itself, which should be zero, is at least such a share of the radius.
 RANDOM_SHARE = 0.01
+# Gains of a policy that has no other action left are rounding: below this share of the mean |Â|.
+ROUNDING = 1e-7
 VANISHING = "the gradient vanishes or is not finite"
 
 
@@ -65,16 +67,18 @@ def backtrack(
     alpha = step_size(solution, surrogate, radius, shrinking_factor ** (max_iter - 1))
     if not alpha > 0.0:
         return invalid_step(surrogate, "the curvature is not finite")
-    slope = float(surrogate.gradient.dot(solution.x))
+    slope, largest_gain = float(surrogate.gradient.dot(solution.x)), 0.0
     for trial in range(max_iter):
         parameters = surrogate.origin + alpha * solution.x
         evaluation = surrogate.at(parameters)
+        largest_gain = max(largest_gain, abs(evaluation.gain)) if evaluation.is_finite else math.inf
         if evaluation.is_finite and evaluation.kl <= radius and evaluation.gain > 0.0:
             return Step(StepStatus.ACCEPTED, parameters, evaluation, alpha * slope, trial)
         alpha *= shrinking_factor
     # Of a policy that is random in evaluation too, with a KL to itself, no smaller radius makes an improvement.
     is_random = surrogate.at(surrogate.origin).kl > RANDOM_SHARE * radius
-    return invalid_step(surrogate, "the line search found no improvement within the radius", max_iter, not is_random)
+    at_fault = not is_random and largest_gain > ROUNDING * float(surrogate.batch.advantages.abs().mean())
+    return invalid_step(surrogate, "the line search found no improvement within the radius", max_iter, at_fault)
 
 
 def reliability(surrogate: Surrogate, solution: CGSolution, noise_solution: CGSolution) -> float:

@@ -212,10 +212,10 @@ def _is_significantly_worse(measured: Improvement, z: float | None) -> bool:
     Judge this step alone: what the steps before it brought is no reason to keep a policy that is worse.
 
     Both the whole performance and the step's own share of it must be worse: a small loss that is well known is no
-    collapse, and a loss that is not the step's own doing is not mended by undoing it.
+    collapse, and a loss that is not the step's own doing is not mended by undoing it. Nor is one that was meant.
     """
-    estimates = (measured.actual, measured.stderr), measured.whole
-    return z is not None and all(stderr > 0.0 and mean < -z * stderr for mean, stderr in estimates)
+    estimates, meant = ((measured.actual, measured.stderr), measured.whole), -measured.promise.conceded
+    return z is not None and all(stderr > 0.0 and mean < meant - z * stderr for mean, stderr in estimates)
 
 
 def _pool(state: TrustRegionState, measured: Improvement, rule: RadiusRule) -> TrustRegionState:

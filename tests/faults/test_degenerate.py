@@ -225,9 +225,12 @@ def test_broken_curvature(monkeypatch: pytest.MonkeyPatch, algorithm: type[Any],
     assert update.status is StepStatus.ACCEPTED or (algorithm is NPG and kind == "not symmetric")
 
 
-@pytest.mark.parametrize("gain", [-1.0, 0.0, math.nan])
-def test_line_search_that_never_succeeds(monkeypatch: pytest.MonkeyPatch, gain: float) -> None:
-    """The policy stays, the radius shrinks to its bound and no further, the critic learns, and it is told."""
+@pytest.mark.parametrize(("gain", "radius"), [(-1.0, 1e-3), (0.0, 0.01), (math.nan, 1e-3)])
+def test_line_search_that_never_succeeds(monkeypatch: pytest.MonkeyPatch, gain: float, radius: float) -> None:
+    """
+    The policy stays, the radius shrinks to its bound and no further, unless no length makes a difference; the critic
+    learns, and it is told.
+    """
     model = make_model(AdaptiveTRPO, DummyVecEnv([healthy()] * 2), radius_bounds=(1e-3, 1.0))
     start, critic = actor_of(model), state_of(model.policy.value_net)
     with monkeypatch.context() as patch:
@@ -237,7 +240,7 @@ def test_line_search_that_never_succeeds(monkeypatch: pytest.MonkeyPatch, gain: 
     assert_same(actor_of(model), start)
     assert differs(state_of(model.policy.value_net), critic)
     assert [update.logged["train/n_invalid"] for update in updates] == list(range(1, 16))
-    assert model.region.radius == 1e-3
+    assert model.region.radius == radius
     assert_finite(model)
     (update,) = train(model, 1, reset_num_timesteps=False)
     assert update.status is StepStatus.ACCEPTED
