@@ -305,7 +305,7 @@ def _entropy_bonus(model: AdaptivePPO, batch: Batch) -> float:
             _, log_prob, entropy = policy.evaluate_actions(take(batch.observations, piece), batch.actions[piece])
             entropies.append((-log_prob if entropy is None else entropy).reshape(-1))
     unit = float(batch.advantages.std()) if model.normalize_advantage else 1.0
-    return model.ent_coef * unit * float(th.cat(entropies).mean())
+    return float(model.ent_coef) * unit * float(th.cat(entropies).mean())
 
 
 def _reliability(surrogate: Surrogate) -> float:

@@ -51,7 +51,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
     _radius_argument: ClassVar[str] = ""
     # Of a policy for which ``policy_kwargs`` has none; None goes by the bounds of the actions.
     _log_std_init: ClassVar[float | None] = 0.0
-    # Whether there is no update of a policy whose distribution has no known KL and Fisher matrix.
+    # Whether an update needs the KL and the Fisher matrix of the action distribution.
     _needs_distribution: ClassVar[bool] = True
     _heed_arguments: Callable[[], None]  # hands on what the user has set since
     batch_size: int
