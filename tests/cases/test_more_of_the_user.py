@@ -191,14 +191,6 @@ class Scaled(ActorCriticPolicy):
         return 5.0 * super().extract_features(obs, features_extractor)
 
 
-def test_features_that_get_distribution_does_not_see() -> None:
-    model = make_model(AdaptivePPO, policy=Scaled)
-    with pytest.warns(UserWarning, match="cannot be judged: get_distribution is not what evaluate_actions evaluates"):
-        model.learn(2 * TOY_UPDATE)
-    with pytest.raises(ValueError, match="policy must tell by get_distribution"):
-        make_model(PenaltyPPO, policy=Scaled).learn(TOY_UPDATE)
-
-
 class Extractor(th.nn.Module):
     """Knows both at once alone."""
 
@@ -221,12 +213,13 @@ class BothAtOnce(ActorCriticPolicy):
         return self.value_net(self.mlp_extractor(self.extract_features(obs))[1])
 
 
-def test_a_body_without_a_way_for_the_actor_alone() -> None:
-    model = make_model(AdaptivePPO, policy=BothAtOnce)
-    with pytest.warns(UserWarning, match="cannot be judged"):
+@pytest.mark.parametrize("policy", [Scaled, BothAtOnce])
+def test_what_get_distribution_does_not_see(policy: type[ActorCriticPolicy]) -> None:
+    model = make_model(AdaptivePPO, policy=policy)
+    with pytest.warns(UserWarning, match="cannot be judged: get_distribution is not what evaluate_actions evaluates"):
         model.learn(2 * TOY_UPDATE)
     with pytest.raises(ValueError, match="policy must tell by get_distribution"):
-        make_model(PenaltyPPO, policy=BothAtOnce).learn(TOY_UPDATE)
+        make_model(PenaltyPPO, policy=policy).learn(TOY_UPDATE)
 
 
 # Numbers
