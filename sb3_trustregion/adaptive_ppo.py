@@ -219,8 +219,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         replace_faulty_samples(self.rollout_buffer, rollout.faulty)
         policy, actor = uncompiled(self.policy), _find_actor(self.policy, batch)
         before = Snapshot.of(policy)
-        assert callable(self.clip_range)
-        clip_range = self.clip_range(self._current_progress_remaining) * verdict.radius
+        clip_range = as_schedule(self.clip_range)(self._current_progress_remaining) * verdict.radius
         if not actor.names:
             return self._update_unjudged(verdict, before, clip_range)
         data, bonus = batch.centred(scale=False), _entropy_bonus(self, batch)
@@ -254,14 +253,17 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
 
     def _run_epochs(self, clip_range: float) -> ValueError | None:
         """PPO's own epochs at ε = schedule × factor. Returns what ``torch.distributions`` raises of NaN or infinity."""
-        schedule = self.clip_range
-        self.clip_range = lambda _: clip_range
+        given = self._given_clip_range()
+        schedule, asked = self.clip_range, self._clip_range_asked
+        self.clip_range = meanwhile = _Meanwhile(schedule, clip_range)
+        self._clip_range_asked = meanwhile, given
         try:
             super().train()
         except ValueError as error:
             return error
         finally:
-            self.clip_range = schedule
+            if self.clip_range is meanwhile:  # else it is the user's new one
+                self.clip_range, self._clip_range_asked = schedule, asked
         return None
 
     def _log_no_update(self, status: StepStatus, verdict: Verdict) -> None:
@@ -279,6 +281,23 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         """Log and count that no update is made."""
         self._log_no_update(StepStatus.INVALID, verdict)
         refuse(self, reason, lasting=True)
+
+
+class _Meanwhile:
+    """The clip range of one update in place of the user's schedule, which is what a file saved meanwhile holds."""
+
+    def __init__(self, schedule: Any, clip_range: float) -> None:
+        self.schedule, self.clip_range = schedule, clip_range
+
+    def __call__(self, _progress_remaining: float) -> float:
+        return self.clip_range
+
+    def __reduce__(self) -> Any:
+        return _itself, (self.schedule,)
+
+
+def _itself(schedule: Any) -> Any:
+    return schedule
 
 
 def _find_actor(policy: ActorCriticPolicy, batch: Batch) -> ParameterVector:

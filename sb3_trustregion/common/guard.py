@@ -94,6 +94,7 @@ class Screen:
         if self.normalizer.norm_reward:
             self.reward = ~usable(rewards)
             last_rewards = self.normalizer.old_reward
+            rewards = np.array(rewards) if self.reward.any() else rewards  # they may be a list, or not to be written to
             replace(rewards, self.reward, last_rewards if np.shape(last_rewards) == np.shape(rewards) else None)
         self.terminal = np.array([bool(done) and not self._end_is_sound(infos[i]) for i, done in enumerate(dones)])
         return self._screened(observations, self.normalizer.old_obs), rewards, dones, infos
@@ -103,7 +104,9 @@ class Screen:
         self.observation = ~self._sound(observations, self.num_envs)
         if self.normalizer.training and bool((self.observation | self.reward).all()):
             self.normalizer.training, self._stands_still = False, True
-        replace(observations, self.observation, last)
+        if self.observation.any():
+            observations = map_arrays(np.array, observations)
+            replace(observations, self.observation, last)
         return observations
 
     def _sound(self, observations: Any, n: int) -> BoolArray:
@@ -205,12 +208,18 @@ BY_KNOWN: dict[str, Callable[..., None]] = {"update": update_by_known, "update_f
 
 
 def replace(values: Any, faulty: BoolArray, stand_ins: Any) -> None:
-    """Put stand-ins (None: zeros) in place of faulty ones among (N, ...) values or a dict of those."""
+    """
+    Put stand-ins (None: zeros) in place of faulty ones among (N, ...) values or a dict of those.
+
+    :raises ValueError: where they are not to be written to
+    """
     if not faulty.any():
         return
     if isinstance(values, dict):
         for key, value in values.items():
             replace(value, faulty, None if stand_ins is None else stand_ins[key])
+    elif not values.flags.writeable:
+        raise ValueError("env must return writable observations where a number is not finite, got a read-only array")
     else:
         values[faulty] = 0 if stand_ins is None else np.asarray(stand_ins)[faulty]
 

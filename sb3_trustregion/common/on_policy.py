@@ -211,7 +211,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> Self:
         """Train, as in SB3, whose arguments these are; the name of the run for TensorBoard is that of the class."""
-        name = tb_log_name or type(self).__name__
+        name, self.recorder.goes_on = tb_log_name or type(self).__name__, False  # where nothing is collected
         super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
         if self.recorder.goes_on:  # an update was the last: stock leaves it so, nothing is folded away in what is saved
             self.policy.set_training_mode(True)
@@ -250,7 +250,7 @@ def start_less_noisy(policy: ActorCriticPolicy) -> None:
     is_used = is_stock_way(policy, "_get_action_dist_from_latent")
     if is_used and log_std.requires_grad and not log_std.any():
         box: Any = policy.action_space
-        half = (box.high.astype(np.float64) - box.low).ravel() / 2.0
+        half = (box.high.astype(np.float64) / 2.0 - box.low.astype(np.float64) / 2.0).ravel()
         bounded = (half > 0.0) & (half <= WIDEST)
         wanted = th.as_tensor(LOG_STD_INIT + np.log(np.where(bounded, half, 1.0)))
         log_std.copy_(wanted if wanted.shape == log_std.shape else wanted.mean())  # one for all dimensions

@@ -1,10 +1,14 @@
 """What users do to policies and losses that stock takes: it is taken here too, or refused by name."""
 
+import dataclasses
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import BernoulliDistribution, DiagGaussianDistribution, Distribution
@@ -247,3 +251,48 @@ def test_certainty_is_not_the_radius_fault() -> None:
     model.learn(12 * UPDATE)
     assert model.n_invalid > 0
     assert model.region.radius > start / 4.0
+
+
+# At unusual moments, and at the edge
+
+
+def test_a_file_that_is_saved_within_the_epochs(tmp_path: Path) -> None:
+    """As by the handler of a signal: it holds the user's schedule, and the factor on it."""
+    model = make_model(AdaptivePPO, clip_range=lambda progress: 0.2 * progress)
+    model.judge.state = dataclasses.replace(model.judge.state, radius=0.5)
+    radii = []
+
+    def save(*_: Any) -> None:
+        radii.append(model.region.radius)
+        model.save(tmp_path / "model")
+
+    model.policy.optimizer.register_step_post_hook(save)
+    train(model)
+    assert 0.5 <= radii[-1] < 1.0
+    loaded = AdaptivePPO.load(tmp_path / "model", device="cpu")
+    assert [loaded.clip_range(progress) for progress in (1.0, 0.5, 0.1)] == [0.2, 0.1, 0.1 * 0.2]
+    assert loaded.region.radius == radii[-1]
+
+
+def test_a_clip_range_that_is_set_within_the_epochs() -> None:
+    model = make_model(AdaptivePPO)
+    model.policy.optimizer.register_step_post_hook(lambda *_: setattr(model, "clip_range", 0.1))
+    train(model, 2)
+    assert model.clip_range == 0.1
+
+
+@each_algorithm
+def test_the_mode_of_a_policy_that_nothing_is_learned_by(algorithm: type[Any]) -> None:
+    model = make_model(algorithm)
+    train(model, 1)
+    assert model.policy.training
+    model.policy.set_training_mode(False)
+    model.learn(0, reset_num_timesteps=False)
+    assert not model.policy.training
+
+
+def test_the_widest_box() -> None:
+    largest = np.finfo(np.float64).max
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_model(AdaptiveTRPO, toy_vec_env(2, action_space=spaces.Box(-largest, largest, (2,), np.float64)))

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_trustregion import AdaptivePPO, AdaptiveTRPO, PenaltyPPO
 from sb3_trustregion.common.guard import STOP_AFTER, UnusableDataError
 from sb3_trustregion.core.step import StepStatus
+from tests.environments import toy_vec_env
 from tests.faults.checks import assert_finite, score, statistics_of
 from tests.faults.environments import BAD_VALUES, QUANTITIES, WRAPPERS, all_of_many, faulty, healthy, one_of_three
-from tests.helpers import ALGORITHMS, actor_of, assert_same, differs, make_model, shared, state_of, train
+from tests.helpers import ALGORITHMS, UPDATE, actor_of, assert_same, differs, make_model, shared, state_of, train
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:You have specified a mini-batch size",
@@ -211,3 +212,36 @@ def test_a_bad_reward_is_no_collapse(algorithm: type[Any], improvement_estimator
     assert model.region.n_rollbacks == 0
     assert math.isfinite(updates[2].logged["train/actual_improvement"])
     assert_finite(model)
+
+
+class ReadOnly(VecEnvWrapper):
+    """Hands out what is not to be written to, as arrays over JAX's; now and then a number of it is none."""
+
+    def __init__(self, rewards_in_a_list: bool) -> None:
+        super().__init__(toy_vec_env(2))
+        self.rewards_in_a_list, self.n_steps = rewards_in_a_list, 0
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        self.n_steps += 1
+        observations, rewards, dones, infos = self.venv.step_wait()
+        if self.n_steps % 7 == 0:
+            observations[0], rewards[1] = np.nan, np.nan
+        observations.setflags(write=False)
+        rewards.setflags(write=False)
+        return observations, rewards.tolist() if self.rewards_in_a_list else rewards, dones, infos
+
+
+@pytest.mark.parametrize("rewards_in_a_list", [False, True])
+def test_bad_numbers_in_read_only_arrays(rewards_in_a_list: bool) -> None:
+    model = make_model(AdaptiveTRPO, VecNormalize(ReadOnly(rewards_in_a_list)))
+    train(model)
+    assert model.n_faulty_steps >= 2 * (3 * UPDATE // 2 // 7) - 1
+    assert_finite(model, largest=1e6)
+
+
+def test_what_cannot_be_replaced_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="writable observations"):
+        train(make_model(AdaptiveTRPO, ReadOnly(rewards_in_a_list=False)))
