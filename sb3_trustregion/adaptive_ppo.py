@@ -236,7 +236,8 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
             raise fault
         accept(self)
         linear_gain = float(surrogate.gradient.dot(actor.flatten(policy) - surrogate.origin))
-        promise = evaluation.promise(linear_gain, share, evaluation.length >= USED_RADIUS * clip_range)
+        used_radius = evaluation.length >= USED_RADIUS * clip_range
+        promise = evaluation.promise(linear_gain, share, used_radius and not batch.critic_is_off)
         conceded = min(max(-evaluation.gain, 0.0), max(_entropy_bonus(self, batch) - bonus, 0.0))
         self.judge.expect(promise._replace(conceded=conceded), rollout, before, policy)
         logged = of_evaluation(surrogate, evaluation, linear_gain) | {"reliability": share}

@@ -214,9 +214,6 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
             logged["reliability"] = promise.reliability
         elif step.radius_at_fault:
             self.judge.shrink()
-        # What stock TRPO's users look for, by its names.
-        logged["kl_divergence_loss"] = logged["kl_divergence"]
-        logged["is_line_search_success"] = float(step.status is StepStatus.ACCEPTED)
         log_update(self, step.status, verdict, **logged, **of_policy(self))
 
     def _promise(self, surrogate: Surrogate, solution: CGSolution, step: Step, radius: float) -> Promise | None:
@@ -226,4 +223,4 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
         noise_solution = self._solve(surrogate, surrogate.noise_gradient, max(NOISE_RESIDUAL_TOL, self.cg_residual_tol))
         share = reliability(surrogate, solution, noise_solution)
         used_radius = step.evaluation.kl >= USED_RADIUS * radius * surrogate.n_dimensions
-        return step.evaluation.promise(step.linear_gain, share, used_radius)
+        return step.evaluation.promise(step.linear_gain, share, used_radius and not surrogate.batch.critic_is_off)

@@ -52,7 +52,7 @@ class ResumableCheckpointCallback(BaseCallback):
     ) -> None:
         super().__init__(verbose)
         self.save_freq = check_integer("save_freq", save_freq, at_least=1)
-        self.save_path = Path(save_path)
+        self.save_path = Path(save_path).absolute()
         self.name_prefix = name_prefix
         if Path(name_prefix).name != name_prefix:
             raise ValueError(f"name_prefix must be a file's name, got {name_prefix!r}: folders go into save_path")
@@ -93,6 +93,7 @@ class ResumableCheckpointCallback(BaseCallback):
     def _save(self) -> None:
         path = self.save_path / f"{self.name_prefix}_{self.model.num_timesteps}_steps.zip"
         try:
+            self.save_path.mkdir(parents=True, exist_ok=True)  # somebody may have cleared up meanwhile
             save_checkpoint(self.model, path)
         except OSError as error:
             warnings.warn(f"{path} could not be written ({error}): the checkpoints before it stay", stacklevel=2)
@@ -132,7 +133,7 @@ def save_checkpoint(model: BaseAlgorithm, path: AnyPath) -> None:
 
 def checkpoints(folder: AnyPath, name_prefix: str = "checkpoint") -> list[Path]:
     """The complete checkpoints in a folder, oldest first."""
-    by_steps = [(steps_of(path, name_prefix), path) for path in Path(folder).glob("*.zip")]
+    by_steps = [(steps_of(path, name_prefix), path) for path in Path(folder).glob("*.zip") if path.is_file()]
     return [path for steps, path in sorted(by_steps) if steps >= 0]
 
 

@@ -171,6 +171,7 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
             raise fault
         status = StepStatus.ACCEPTED if acts else StepStatus.INVALID
         measured = {"kl_coef": self.penalty, "kl_divergence": ratio * self.target_kl, "n_samples": batch.n_samples}
+        measured["approx_kl"] = ratio * target  # by stock's name, and joint as there
         log_update(self, status, None, **measured, **losses, **of_policy(self))
         if acts:  # else the user has frozen all that acts
             accept(self)
@@ -203,7 +204,8 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
         except ValueError as error:
             fault = error
         means = th.stack(losses).mean(dim=0).tolist() if losses else []
-        return dict(zip(LOSSES, means, strict=False)), fault
+        clipped = {} if clip_range_vf is None else {"clip_range_vf": clip_range_vf}
+        return dict(zip(LOSSES, means, strict=False)) | clipped, fault
 
     def _mini_batches(self, samples: RolloutBufferSamples, old: Parameters, before: Snapshot) -> Iterator[MiniBatch]:
         """The samples in a new order for each epoch, drawn as by SB3's buffer; by the user's own, if there is one."""

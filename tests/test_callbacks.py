@@ -197,13 +197,13 @@ JUDGED = {"rho", "pooled_rho", "pooled_rho_stderr", "pooled_reliability"}
 JUDGED |= {"actual_improvement", "predicted_improvement", "improvement_stderr"}
 OF_STOCK = {"kl_divergence_loss", "is_line_search_success"}
 LOGGED = {
-    NPG: COMMON | NATURAL,
+    NPG: COMMON | NATURAL | OF_STOCK,
     AdaptiveTRPO: COMMON | NATURAL | TRUST_REGION | {"line_search_steps", "reliability"} | OF_STOCK,
     AdaptivePPO: COMMON
     | OF_SURROGATE
     | TRUST_REGION
     | {"clip_range", "reliability", "clip_fraction", "approx_kl", "loss"},
-    PenaltyPPO: COMMON | {"n_samples", "kl_coef", "policy_gradient_loss", "entropy_loss", "loss"},
+    PenaltyPPO: COMMON | {"n_samples", "kl_coef", "approx_kl", "policy_gradient_loss", "entropy_loss", "loss"},
 }
 
 

@@ -1,6 +1,7 @@
 """Checkpoints: written whole or not at all, kept a few at a time, gone on from exactly."""
 
 import pickle
+import shutil
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -320,6 +321,20 @@ def test_a_callback_that_is_told_of_no_rollout_is_refused(tmp_path: Path) -> Non
     nested = EveryNTimesteps(ROLLOUT, ResumableCheckpointCallback(ROLLOUT, tmp_path))
     with pytest.raises(ValueError, match="callback must not be within EveryNTimesteps"):
         make_model().learn(ROLLOUT, callback=nested)
+
+
+def test_a_folder_that_is_gone_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a path is relative to where the callback was made, wherever the user goes."""
+    monkeypatch.chdir(tmp_path)
+    callback = ResumableCheckpointCallback(ROLLOUT, "kept")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    model = make_model()
+    model.learn(2 * ROLLOUT, callback=callback)
+    shutil.rmtree(tmp_path / "kept")
+    model.learn(ROLLOUT, callback=callback, reset_num_timesteps=False)
+    (tmp_path / "kept" / "checkpoint_9999_steps.zip").mkdir()
+    assert [path.name for path in checkpoints(tmp_path / "kept")] == [f"checkpoint_{3 * ROLLOUT}_steps.zip"]
 
 
 def test_a_prefix_is_no_folder(tmp_path: Path) -> None:

@@ -66,6 +66,9 @@ def of_step(surrogate: Surrogate, step: Step, solution: CGSolution) -> dict[str,
         "line_search_steps": step.n_backtracks,
         "cg_steps": solution.n_steps,
         "cg_residual": float(solution.residual),
+        # What stock TRPO's users look for, by its names.
+        "kl_divergence_loss": step.evaluation.kl / surrogate.n_dimensions,
+        "is_line_search_success": float(step.status is StepStatus.ACCEPTED),
     }
 
 

@@ -12,6 +12,8 @@ from sb3_trustregion.core.distributions import Observations
 T = TypeVar("T")
 # Observations of so many bytes (in single precision) go through a policy at once: of images some hundreds.
 BYTES_AT_ONCE, LEAST_AT_ONCE = 2**24, 64
+# A critic is off where its errors vary so many times as much as the returns themselves.
+OFF = 1.5
 # States that tell what a policy is like.
 FEW = 16
 
@@ -31,6 +33,11 @@ class Batch(NamedTuple):
     def n_samples(self) -> int:
         """Number of samples."""
         return len(self.advantages)
+
+    @property
+    def critic_is_off(self) -> bool:
+        """Whether the critic is worse than none, as after rewards of another scale: advantages are its errors then."""
+        return not bool(self.advantages.var() < OFF * self.returns.var())
 
     def select(self, index: th.Tensor) -> "Batch":
         """Some of the samples, by an index of shape (m,) on any device."""

@@ -37,7 +37,8 @@ class Promise(NamedTuple):
     :param linear_gain: gᵀs, of the surrogate's linearisation, same units
     :param reliability: share of the gain that holds on data that the step was not fitted to, at most 1
     :param length: √(2·KL), joint over action dimensions, √nats
-    :param used_radius: whether the step went as far as the radius let it, to a policy that its batch can still tell of
+    :param used_radius: whether the step went as far as the radius let it, to a policy that its batch can still tell of,
+        by advantages that are not a critic's errors
     :param conceded: loss on that batch that PPO's entropy bonus has paid for, same units: it was meant
     """
 

@@ -80,8 +80,17 @@ class RadiusRule:
             raise ValueError(f"radius_prior must be > 0 and finite, got {self.prior}")
 
     def decide(self, state: "TrustRegionState", measured: Improvement) -> float:
-        """Factor on the squared length of a step."""
-        return float(self.kind(state, measured) if callable(self.kind) else RULES[self.kind](state, measured, self))
+        """Factor on the squared length of a step; a ``ValueError`` where a function returns none."""
+        if not callable(self.kind):
+            return RULES[self.kind](state, measured, self)
+        returned: Any = self.kind(state, measured)
+        try:
+            factor = float(returned)
+        except (TypeError, ValueError):
+            factor = math.nan
+        if not factor >= 0.0:
+            raise ValueError(f"radius_rule must return a factor >= 0, got {returned!r}")
+        return factor
 
 
 @dataclass(frozen=True)
@@ -176,7 +185,9 @@ def update_radius(state: TrustRegionState, measured: Improvement | None, rule: R
     if not measured.is_promising:
         return replace(state, factor=1.0, rolled_back=False)
     factor = rule.decide(pooled, measured)
-    without_feedback = rule.decide(replace(pooled, gained=0.0), measured._replace(actual=0.0))
+    without_feedback = factor
+    if not callable(rule.kind):  # one of the user's own may remember what it is asked
+        without_feedback = rule.decide(replace(pooled, gained=0.0), measured._replace(actual=0.0))
     if not measured.promise.used_radius:
         # A step that stopped short says nothing about how much further it might have gone.
         factor, without_feedback = min(factor, 1.0), min(without_feedback, 1.0)

@@ -129,3 +129,34 @@ def test_normalised(algorithm: type[Any], path: str) -> None:
     model = new_model(algorithm, normalize=True)
     model.learn(N_UPDATES * N_STEPS * N_ENVS, callback=Drift(PATHS[path], "environment"))
     assert_unharmed(model)
+
+
+class Walk(gym.Env[Any, Any]):
+    """A step along a line towards 1; what a step costs is in a unit that others set."""
+
+    observation_space, action_space = gym.spaces.Box(-5, 5, (1,)), gym.spaces.Box(-1, 1, (1,))
+    unit = 1.0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t, self.place = 0, self.np_random.uniform(-1, 1, 1).astype(np.float32)
+        return self.place, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        self.place = np.clip(self.place + 0.3 * action, -5, 5).astype(np.float32)
+        return self.place, -self.unit * abs(float(self.place[0]) - 1.0), False, self.t >= 25, {}
+
+
+@pytest.mark.parametrize("algorithm", MEASURING)
+def test_rewards_in_a_smaller_unit_do_not_lengthen_steps(algorithm: type[Any]) -> None:
+    """The critic's values are in the old one for long: what steps promise and bring is its error, again and again."""
+    rates = {} if algorithm is AdaptiveTRPO else {"learning_rate": 3e-3}
+    sizes = {"n_steps": 128, "batch_size": 64, "policy_kwargs": {"net_arch": [32]}}
+    model = algorithm("MlpPolicy", DummyVecEnv([Walk] * 4), gamma=0.9, seed=1, device="cpu", **sizes, **rates)
+    start = model.region.radius
+    for k in range(20):
+        for env in model.get_env().unwrapped.envs:
+            env.unwrapped.unit = 0.7**k
+        model.learn(512, reset_num_timesteps=False)
+    assert model.region.radius < 1.1 * start

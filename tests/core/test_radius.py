@@ -302,11 +302,17 @@ def test_a_rule_may_be_a_function() -> None:
     assert after.radius == pytest.approx(2.0 * START.radius)
     assert seen[0][1] == measured
     assert (seen[0][0].actual, seen[0][0].n_judged) == (0.75, 1)
-    # Its answer to no improvement at all would have been another one.
-    assert after.n_feedback == 1
+    # It may remember what it is asked: so it is not asked what it would say to no improvement.
+    assert (len(seen), after.n_feedback) == (1, 0)
     assert update_radius(START, step(used_radius=False), RadiusRule(own)).radius == START.radius
     assert update_radius(START, step(actual=-9.0), RadiusRule(own)).rolled_back
     assert shrink_radius(START, RadiusRule(own)).radius == ROLLBACK_SHRINKAGE * START.radius
+
+
+@pytest.mark.parametrize("returned", [-0.5, math.nan, None, "much"])
+def test_a_function_must_return_a_factor(returned: Any) -> None:
+    with pytest.raises(ValueError, match=f"radius_rule must return a factor >= 0, got {returned!r}"):
+        update_radius(START, step(), RadiusRule(lambda *_: returned))
 
 
 # What any rule must do
