@@ -218,7 +218,7 @@ def replace(values: Any, faulty: BoolArray, stand_ins: Any) -> None:
     if isinstance(values, dict):
         for key, value in values.items():
             replace(value, faulty, None if stand_ins is None else stand_ins[key])
-    elif not values.flags.writeable:
+    elif isinstance(values, np.ndarray) and not values.flags.writeable:
         raise ValueError("env must return writable observations where a number is not finite, got a read-only array")
     else:
         values[faulty] = 0 if stand_ins is None else np.asarray(stand_ins)[faulty]

@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     @property
     def critic_is_off(self) -> bool:
         """Whether the critic is worse than none, as after rewards of another scale: advantages are its errors then."""
-        return not bool(self.advantages.var() < OFF * self.returns.var())
+        return not bool(self.advantages.var(correction=0) < OFF * self.returns.var(correction=0))
 
     def select(self, index: th.Tensor) -> "Batch":
         """Some of the samples, by an index of shape (m,) on any device."""
