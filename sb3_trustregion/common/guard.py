@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch as th
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -94,7 +95,7 @@ class Screen:
         if self.normalizer.norm_reward:
             self.reward = ~usable(rewards)
             last_rewards = self.normalizer.old_reward
-            rewards = np.array(rewards) if self.reward.any() else rewards  # they may be a list, or not to be written to
+            rewards = writable(rewards) if self.reward.any() else rewards
             replace(rewards, self.reward, last_rewards if np.shape(last_rewards) == np.shape(rewards) else None)
         self.terminal = np.array([bool(done) and not self._end_is_sound(infos[i]) for i, done in enumerate(dones)])
         return self._screened(observations, self.normalizer.old_obs), rewards, dones, infos
@@ -105,7 +106,7 @@ class Screen:
         if self.normalizer.training and bool((self.observation | self.reward).all()):
             self.normalizer.training, self._stands_still = False, True
         if self.observation.any():
-            observations = map_arrays(np.array, observations)
+            observations = map_arrays(writable, observations)
             replace(observations, self.observation, last)
         return observations
 
@@ -205,6 +206,12 @@ def update_from_known(statistics: RunningMeanStd, mean: Any, var: Any, count: fl
 
 
 BY_KNOWN: dict[str, Callable[..., None]] = {"update": update_by_known, "update_from_moments": update_from_known}
+
+
+def writable(values: Any) -> npt.NDArray[Any]:
+    """An array itself, which a frame stack may go on from; a copy where it must not be written to, or is a list."""
+    array = np.asarray(values)
+    return array if array.flags.writeable else array.copy()
 
 
 def replace(values: Any, faulty: BoolArray, stand_ins: Any) -> None:
