@@ -238,7 +238,8 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         linear_gain = float(surrogate.gradient.dot(actor.flatten(policy) - surrogate.origin))
         used_radius = evaluation.length >= USED_RADIUS * clip_range
         promise = evaluation.promise(linear_gain, share, used_radius and not batch.critic_is_off)
-        conceded = min(max(-evaluation.gain, 0.0), max(_entropy_bonus(self, batch) - bonus, 0.0))
+        loss = -evaluation.gain
+        conceded = min(loss, max(_entropy_bonus(self, batch) - bonus, 0.0)) if loss > 0.0 else 0.0
         self.judge.expect(promise._replace(conceded=conceded), rollout, before, policy)
         logged = of_evaluation(surrogate, evaluation, linear_gain) | {"reliability": share}
         log_update(self, StepStatus.ACCEPTED, verdict, **logged)
@@ -254,8 +255,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
 
     def _run_epochs(self, clip_range: float) -> ValueError | None:
         """PPO's own epochs at ε = schedule × factor. Returns what ``torch.distributions`` raises of NaN or infinity."""
-        given = self._given_clip_range()
-        schedule, asked = self.clip_range, self._clip_range_asked
+        schedule, given = self.clip_range, self._given_clip_range()
         self.clip_range = meanwhile = _Meanwhile(schedule, clip_range)
         self._clip_range_asked = meanwhile, given
         try:
@@ -264,7 +264,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
             return error
         finally:
             if self.clip_range is meanwhile:  # else it is the user's new one
-                self.clip_range, self._clip_range_asked = schedule, asked
+                self.clip_range, self._clip_range_asked = schedule, (schedule, given)
         return None
 
     def _log_no_update(self, status: StepStatus, verdict: Verdict) -> None:
