@@ -38,7 +38,7 @@ tune: $(VENV)/.installed-envs
 		--log-folder $(LOGS) --study-name $(ALGO)-$(ENV) --storage $(LOGS)/tuning/$(ALGO)-$(ENV).log $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses auto --cov --cov-fail-under 95 $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --cov --cov-fail-under 95 $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
