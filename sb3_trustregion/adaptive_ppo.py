@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,7 +27,7 @@ from sb3_trustregion.common.validation import (
 )
 from sb3_trustregion.core.batch import Batch, pieces_of, take
 from sb3_trustregion.core.conjugate_gradient import conjugate_gradient
-from sb3_trustregion.core.distributions import UnknownDistributionError, preserved_distribution
+from sb3_trustregion.core.distributions import preserved_distribution
 from sb3_trustregion.core.functional import uncompiled
 from sb3_trustregion.core.line_search import reliability
 from sb3_trustregion.core.parameters import NOBODY, ParameterVector
@@ -174,10 +175,10 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         if not rule.minimum <= 1.0 <= rule.maximum:
             raise ValueError(f"radius_bounds must contain 1, the factor to start from, got {self.radius_bounds}")
 
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        if not hasattr(self, "judge"):  # a subclass may have its own ideas of what is saved how
-            self.judge = make_judge(self, 1.0, self._given_clip_range())
+    @cached_property
+    def judge(self) -> Judge:  # type: ignore[override]
+        """What judges the updates; a subclass may put in another."""
+        return make_judge(self, 1.0, self._given_clip_range())
 
     def _heed_arguments(self) -> None:
         self.judge.configure(rule_of(self), 1.0, self._given_clip_range(), self.improvement_estimator)
@@ -188,7 +189,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
             try:
                 self._clip_range_asked = self.clip_range, float(as_schedule(self.clip_range)(1.0))
             except Exception:  # it asks the model, which is being made
-                if hasattr(self, "judge"):
+                if "judge" in vars(self):
                     raise
                 return math.nan
         return self._clip_range_asked[1]
@@ -307,9 +308,9 @@ def _find_actor(policy: ActorCriticPolicy, batch: Batch) -> ParameterVector:
     try:
         if tells_what_acts(policy, batch):
             return find_actor(policy, batch, with_others=True)  # which the epochs move, and no roll-back undoes
-    # As of Beta distributions, or of modules that are differentiated in training alone.
-    except (RuntimeError, UnknownDistributionError) as error:
-        reason = str(error)
+    # As of Beta distributions, of modules that are differentiated in training alone, or of a fixed number of states.
+    except Exception as error:
+        reason = str(error) or type(error).__name__
     warnings.warn(f"policy cannot be judged: {reason}. ε stays, as in stock PPO", stacklevel=3)
     return NOBODY
 

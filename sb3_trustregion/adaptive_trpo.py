@@ -1,5 +1,6 @@
 """TRPO with the other half of the trust-region algorithm: accept or roll back, grow or shrink the radius."""
 
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch as th
@@ -172,10 +173,10 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
         if not rule.minimum <= self.target_kl <= rule.maximum:
             raise ValueError(f"target_kl must be within radius_bounds {self.radius_bounds}, got {self.target_kl}")
 
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        if not hasattr(self, "judge"):  # a subclass may have its own ideas of what is saved how
-            self.judge = make_judge(self, float(self.target_kl), float(self.target_kl))
+    @cached_property
+    def judge(self) -> Judge:  # type: ignore[override]
+        """What judges the steps; a subclass may put in another."""
+        return make_judge(self, float(self.target_kl), float(self.target_kl))
 
     def _heed_arguments(self) -> None:
         self.judge.configure(rule_of(self), float(self.target_kl), float(self.target_kl), self.improvement_estimator)

@@ -105,19 +105,22 @@ class Results:
         old = incoming.with_suffix(".old")
         with contextlib.suppress(FileNotFoundError):
             folder.rename(old)
-        incoming.rename(folder)
+        try:
+            incoming.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            shutil.rmtree(incoming)  # another grid was faster
         shutil.rmtree(old, ignore_errors=True)
         with contextlib.suppress(OSError):  # another grid may be writing
             incoming.parent.rmdir()
 
     def add_command(self, command: str) -> None:
         """Keep, once, the command that results are made by."""
-        commands = self.commands()
-        if command not in commands:
+        if command not in self.commands():
             self.output.mkdir(parents=True, exist_ok=True)
-            incoming = self.output / f"{COMMANDS_FILE}{INCOMING}"
-            incoming.write_text("\n".join([*commands, command]) + "\n", "utf-8")
-            incoming.replace(self.output / COMMANDS_FILE)
+            with (self.output / COMMANDS_FILE).open("a", encoding="utf-8") as file:  # another grid may do so now
+                file.write(f"{command}\n")
 
     def commands(self) -> list[str]:
         """The commands that the results were made by."""
@@ -126,6 +129,7 @@ class Results:
 
     def pack(self) -> None:
         """Put all runs into one archive, in place of their folders. The same runs give the same file."""
+        self.unpack()
         if not any(self.all()):
             raise ValueError(f"results must be a folder with runs to archive, got {str(self.output)!r}")
         incoming = self.output / f"{ARCHIVE_FILE}{INCOMING}"
@@ -137,19 +141,26 @@ class Results:
                     archive.addfile(entry, file)
         incoming.replace(self.archive)
         # Renamed first: whatever is cut off, the runs are in the folder or in the archive.
-        shutil.rmtree(self.runs_folder.rename(self.output / f"runs{INCOMING}"))
+        old = self.output / f"runs{INCOMING}"
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self.runs_folder.rename(old))
 
     def unpack(self) -> None:
-        """Put the runs of an archive, if that is all there is, into folders of their own again."""
-        if self.archive.is_file() and not self.runs_folder.is_dir():
+        """Put the runs of an archive, if there is one, into folders of their own again: where none has come since."""
+        if self.archive.is_file():
             with self._extracted(self.output) as folder:
-                (folder / "runs").rename(self.runs_folder)
+                for run in folder.glob("runs/*/*/*"):
+                    place = self.output / run.relative_to(folder)
+                    if not place.is_dir():
+                        place.parent.mkdir(parents=True, exist_ok=True)
+                        run.rename(place)
             self.archive.unlink()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator["Results"]:
         """The same results with the runs as files: those of an archive for as long as the context lasts."""
         if self.runs_folder.is_dir():
+            self.unpack()  # archived while a grid was under way
             yield self
         else:
             with self._extracted() as folder:

@@ -48,7 +48,7 @@ class Screen:
         self.observation = np.zeros(self.num_envs, dtype=bool)
         self.reward = np.zeros(self.num_envs, dtype=bool)
         self.terminal = np.zeros(self.num_envs, dtype=bool)
-        self._stands_still = False
+        self._stands_still = self._is_inside = False
         self._overlaid: list[tuple[RunningMeanStd, str]] = []
         self.put_in()
 
@@ -83,13 +83,24 @@ class Screen:
                     vars(each)[name] = partial(function, each)
                     self._overlaid.append((each, name))
 
-    def reset(self) -> VecEnvObs:
-        """Reset the environments, and return finite observations."""
-        return self._screened(self._reset(), None)
+    def _beneath(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, bool]:
+        """What a method returns, and whether it was called from above: it may call these two itself meanwhile."""
+        from_above, self._is_inside = not self._is_inside, True
+        try:
+            return method(*args, **kwargs), from_above
+        finally:
+            self._is_inside = not from_above
 
-    def step_wait(self) -> VecEnvStepReturn:
+    def reset(self, *args: Any, **kwargs: Any) -> VecEnvObs:
+        """Reset the environments, and return finite observations."""
+        observations, from_above = self._beneath(self._reset, *args, **kwargs)
+        return self._screened(observations, None) if from_above else observations
+
+    def step_wait(self, *args: Any, **kwargs: Any) -> VecEnvStepReturn:
         """Step the environments, and return finite values."""
-        observations, rewards, dones, infos = self._step_wait()
+        (observations, rewards, dones, infos), from_above = self._beneath(self._step_wait, *args, **kwargs)
+        if not from_above:
+            return observations, rewards, dones, infos
         if np.shape(rewards) == ():
             rewards = np.reshape(rewards, self.num_envs)
         if self.normalizer.norm_reward:
@@ -98,7 +109,8 @@ class Screen:
             rewards = writable(rewards) if self.reward.any() else rewards
             replace(rewards, self.reward, last_rewards if np.shape(last_rewards) == np.shape(rewards) else None)
         self.terminal = np.array([bool(done) and not self._end_is_sound(infos[i]) for i, done in enumerate(dones)])
-        return self._screened(observations, self.normalizer.old_obs), rewards, dones, infos
+        last = vars(self.normalizer).get("old_obs")  # none before it has been reset
+        return self._screened(observations, last), rewards, dones, infos
 
     def _screened(self, observations: VecEnvObs, last: Any) -> VecEnvObs:
         self._go_on()
@@ -228,7 +240,8 @@ def replace(values: Any, faulty: BoolArray, stand_ins: Any) -> None:
     elif isinstance(values, np.ndarray) and not values.flags.writeable:
         raise ValueError("env must return writable observations where a number is not finite, got a read-only array")
     else:
-        values[faulty] = 0 if stand_ins is None else np.asarray(stand_ins)[faulty]
+        instead = 0 if stand_ins is None else np.asarray(stand_ins)[faulty]
+        values[faulty] = np.where(np.abs(instead) < LARGEST_USABLE, instead, 0)  # they may be the same array
 
 
 def is_understood(policy: ActorCriticPolicy, observations: ObsArray) -> bool:

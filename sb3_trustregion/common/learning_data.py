@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common import buffers
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 from sb3_trustregion.core.batch import Batch, map_arrays, parts_of
@@ -27,7 +28,6 @@ ROUNDING = 1e-5
 # What ``get()`` flattens in place, environment by environment.
 SCALARS = ("values", "log_probs", "advantages", "returns")
 FLATTENED = ("observations", "actions", *SCALARS)
-OF_STOCK = RolloutBuffer.get, DictRolloutBuffer.get, RolloutBuffer._get_samples, DictRolloutBuffer._get_samples
 # What ``get()`` may write to in place.
 CONTAINERS: tuple[type[Any], ...] = (np.ndarray, th.Tensor, dict, list, set, deque)
 # What ``get()`` notes of having been called.
@@ -103,7 +103,7 @@ def in_time(buffer: RolloutBuffer, name: str) -> Any:
 
 def flatten_as_get(buffer: RolloutBuffer) -> None:
     """Leave a full buffer as stock's ``get()`` does, for who looks at it after training; no order is drawn."""
-    by_stock = type(buffer).get in OF_STOCK and "get" not in vars(buffer) and not buffer.generator_ready
+    by_stock = is_stock(type(buffer).get) and "get" not in vars(buffer) and not buffer.generator_ready
     if by_stock and all(np.size(getattr(buffer, name, ())) == buffer.buffer_size * buffer.n_envs for name in SCALARS):
         for name in FLATTENED:
             setattr(buffer, name, map_arrays(buffer.swap_and_flatten, getattr(buffer, name)))
@@ -117,7 +117,7 @@ def observations_in_time(buffer: RolloutBuffer, seen: Any) -> list[Any]:
     """
     stored = in_time(buffer, "observations")
     forms = [stored] if _is_like(stored, seen) else []
-    if type(buffer)._get_samples not in OF_STOCK or not forms:
+    if not is_stock(type(buffer)._get_samples) or not forms:
         samples, is_in_time = samples_of(buffer)
         if is_in_time:
             observations = map_arrays(_as_array, samples.observations)
@@ -226,13 +226,13 @@ def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
     All samples as the buffer itself hands them out, at the cost of no random number; whether they are environment by
     environment in the order of time.
     """
-    if type(buffer).get not in OF_STOCK or {"get", "_get_samples"} & vars(buffer).keys():
+    if not is_stock(type(buffer).get) or {"get", "_get_samples"} & vars(buffer).keys():
         return _samples_of_own_get(buffer)
     view = copy.copy(buffer)
     for name in FLATTENED:
         setattr(view, name, map_arrays(view.swap_and_flatten, in_time(buffer, name)))
     # Stock's takes a slice, which copies nothing, as well as indices.
-    every = slice(None) if type(buffer)._get_samples in OF_STOCK else np.arange(buffer.buffer_size * buffer.n_envs)
+    every = slice(None) if is_stock(type(buffer)._get_samples) else np.arange(buffer.buffer_size * buffer.n_envs)
     return view._get_samples(every), True  # type: ignore[arg-type]
 
 
@@ -297,10 +297,15 @@ def _is_held(buffer: RolloutBuffer, name: str, found: Any) -> bool:
     return held.dtype.kind in "biuf" and held.shape == found.shape and np.allclose(found, held, equal_nan=True)
 
 
+def is_stock(method: Any) -> bool:
+    """Whether a buffer's method was written in SB3: users patch its classes too."""
+    return getattr(method, "__globals__", None) is vars(buffers)
+
+
 def draws_anew(buffer: RolloutBuffer) -> bool:
     """Whether each epoch is to ask a buffer: it hands samples out in a way of its own, perhaps others each time."""
     kind, own_ways = type(buffer), {"get", "_get_samples"} & vars(buffer).keys()
-    return kind.get not in OF_STOCK or kind._get_samples not in OF_STOCK or bool(own_ways)
+    return not (is_stock(kind.get) and is_stock(kind._get_samples)) or bool(own_ways)
 
 
 def has_stock_fields(buffer: RolloutBuffer, *more: str) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, ClassVar
@@ -42,7 +43,8 @@ LOG_STD_INIT, WIDEST = -0.5, 1e3
 class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
     """An on-policy algorithm that learns from SB3's buffer and keeps beside it what judging a step needs."""
 
-    recorder: Recorder
+    # Made when it is asked for: ``_setup_model`` may be the user's own.
+    recorder = cached_property(lambda _: Recorder())
     # Only of algorithms that judge their steps.
     judge: Judge
     # Arguments that together tell this algorithm's files from others'.
@@ -75,7 +77,6 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         if not callable(self.policy_class) or not issubclass(made, ActorCriticPolicy) or is_recurrent:
             name = getattr(self.policy_class, "__name__", repr(self.policy_class))
             raise ValueError(f"policy must be an ActorCriticPolicy without memory, got {name}")
-        self.recorder = Recorder()
         given = self.policy_kwargs or {}  # a log σ of None is ours: SB3's policies take numbers
         self.policy_kwargs = {key: given[key] for key in given if key != "log_std_init" or given[key] is not None}
         super()._setup_model()
@@ -84,6 +85,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
             start_less_noisy(self.policy)
         if self._needs_distribution:
             check_supported(self.policy.action_dist)
+        getattr(self, "judge", None)  # is made now, so that its arguments are checked
 
     @classmethod
     def load(

@@ -54,6 +54,7 @@ class Recorder:
         self._truncated: list[int] = []
         self._episodes: list[tuple[float, float]] = []
         self._rewards: Any = None
+        self._last: tuple[Any, BoolArray] = None, np.zeros(0, dtype=bool)
         self._bad_rewards: BoolArray | None = None
 
     def start(self, n_envs: int, screen: Screen | None) -> None:
@@ -94,6 +95,10 @@ class Recorder:
         scale = reward_scale(unwrap_vec_normalize(seen["env"]), self._rewards)
         self._steps.append((faulty, screened, self._rewards, scale))
         self.faulty_observation = bad_observations
+
+    def keep_last(self, seen: dict[str, Any]) -> None:
+        """Keep what the buffer's advantages end with: the user may reset the environments before they are judged."""
+        self._last = seen["new_obs"], np.asarray(seen["dones"], dtype=bool)
 
     def end(self, model: OnPolicyAlgorithm, seen: dict[str, Any]) -> None:
         """Put stand-ins where rewards are still not finite when the user's buffer and callback have had their say."""
@@ -189,25 +194,25 @@ class Recorder:
         end_values = self._end_values(model)
         rewards = np.array(buffer.rewards, dtype=np.float64).reshape(shape)
         rewards.reshape(-1)[truncated] -= model.gamma * end_values
-        assert model._last_episode_starts is not None
+        last_observations, last_dones = self._last
         _, *noted, scales = zip(*self._steps, strict=True)
         bad, stood_in = (np.concatenate(steps).reshape(shape) for steps in noted)
         of_reward = bad.copy()
         bad.reshape(-1)[truncated] = False
         if not np.any(rewards[bad] != stood_in[bad]):  # else the user has put in rewards of their own
             faulty |= of_reward
-        dones = np.concatenate([buffer.episode_starts[1:], model._last_episode_starts[None]]).astype(bool)
+        dones = np.concatenate([buffer.episode_starts[1:], last_dones[None]]).astype(bool)
         episodes = np.array(self._episodes, dtype=np.float64).reshape(-1, 2)
         rollout = Rollout(
             observations=observations,
-            last_observations=model._last_obs,  # type: ignore[arg-type]
+            last_observations=last_observations,
             terminal_observations=ends,
             truncated=truncated,
             actions=in_time(buffer, "actions"),
             log_probs=in_time(buffer, "log_probs"),
             rewards=rewards,
             values=in_time(buffer, "values"),
-            last_values=values_of(model.policy, obs_as_tensor(model._last_obs, model.device)),  # type: ignore[arg-type]
+            last_values=values_of(model.policy, obs_as_tensor(last_observations, model.device)),
             terminal_values=end_values,
             dones=dones,
             scales=np.array(scales),
@@ -284,6 +289,7 @@ class RecordingCallback(BaseCallback):
         return goes_on
 
     def _on_rollout_end(self) -> None:
+        self.recorder.keep_last(self.locals)
         with aside(self.screen):
             self.callback.on_rollout_end()
         self.recorder.end(self.model, self.locals)  # type: ignore[arg-type]

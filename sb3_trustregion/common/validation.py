@@ -79,7 +79,9 @@ def settle(model: Any, check: Callable[..., Any], *names: str, optional: bool = 
     for name in names:
         value = getattr(model, name)
         if not (optional and value is None):
-            setattr(model, name, check(name, value, **bounds))
+            checked = check(name, value, **bounds)
+            if checked is not value:  # else it may be a property, whose value would be saved as its base
+                setattr(model, name, checked)
 
 
 def settle_on_policy(model: Any) -> None:

@@ -68,16 +68,17 @@ def backtrack(
     if not alpha > 0.0:
         return invalid_step(surrogate, "the curvature is not finite")
     slope, largest_gain = float(surrogate.gradient.dot(solution.x)), 0.0
+    rounding = ROUNDING * float(surrogate.batch.advantages.abs().mean())
     for trial in range(max_iter):
         parameters = surrogate.origin + alpha * solution.x
         evaluation = surrogate.at(parameters)
         largest_gain = max(largest_gain, abs(evaluation.gain)) if evaluation.is_finite else math.inf
-        if evaluation.is_finite and evaluation.kl <= radius and evaluation.gain > 0.0:
+        if evaluation.is_finite and evaluation.kl <= radius and evaluation.gain > rounding:
             return Step(StepStatus.ACCEPTED, parameters, evaluation, alpha * slope, trial)
         alpha *= shrinking_factor
     # Of a policy that is random in evaluation too, with a KL to itself, no smaller radius makes an improvement.
     is_random = surrogate.at(surrogate.origin).kl > RANDOM_SHARE * radius
-    at_fault = not is_random and largest_gain > ROUNDING * float(surrogate.batch.advantages.abs().mean())
+    at_fault = not is_random and largest_gain > rounding
     return invalid_step(surrogate, "the line search found no improvement within the radius", max_iter, at_fault)
 
 

@@ -11,6 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecEnv
+
 import sb3_trustregion
 from sb3_trustregion import ALGORITHMS
 
@@ -48,6 +52,7 @@ def register_hyperparameters() -> None:
 
     if not hasattr(ExperimentManager.__init__, _PATCHED):
         ExperimentManager.__init__ = _with_our_hyperparameters(ExperimentManager.__init__)  # type: ignore[method-assign]
+        ExperimentManager._maybe_normalize = _of_what_can_be(ExperimentManager._maybe_normalize)  # type: ignore[method-assign]
 
 
 def hyperparameters_path(algorithm: str, package: Path | None = None) -> Path:
@@ -70,3 +75,24 @@ def _with_our_hyperparameters(init: Callable[..., None]) -> Callable[..., None]:
 
     setattr(wrapper, _PATCHED, True)
     return wrapper
+
+
+def _of_what_can_be(maybe_normalize: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap ``ExperimentManager._maybe_normalize``: our ``default`` entries normalise whatever a task shows."""
+
+    @functools.wraps(maybe_normalize)
+    def wrapper(self: Any, env: VecEnv, eval_env: bool) -> Any:
+        if self.algo in ALGORITHMS:
+            leave_out_what_cannot_be_normalized(self, env.observation_space)
+        return maybe_normalize(self, env, eval_env)
+
+    return wrapper
+
+
+def leave_out_what_cannot_be_normalized(manager: Any, space: spaces.Space[Any]) -> None:
+    """Have ``normalize`` leave images and discrete observations as they are, unless the user says otherwise."""
+    parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+    fit = [key for key, part in parts.items() if isinstance(part, spaces.Box) and not is_image_space(part)]
+    if len(fit) < len(parts):
+        settings = {"norm_obs_keys": fit} if fit else {"norm_obs": False}
+        manager.normalize_kwargs = settings | manager.normalize_kwargs

@@ -202,3 +202,10 @@ def test_those_that_have_all_seeds_are_compared_over_all(tmp_path: Path) -> None
     assert "PPO" not in of_all[: of_all.index("better than")]
     means = pd.read_csv(tmp_path / "report" / "aggregate.csv").set_index("section")
     assert set(means.loc["stock-all-seeds", "variant"]) == {"TRPO, defaults", "AdaptiveTRPO"}
+
+
+def test_no_episode_may_have_ended_yet(tmp_path: Path) -> None:
+    """Few steps of several environments whose episodes are long."""
+    write_results(tmp_path, TASKS[:1], NAMES[:2], SEEDS[:1], n_timesteps=400)
+    assert cli.main(["report", str(tmp_path), "--reps", "20"]) == 0
+    assert not list((tmp_path / "report").glob("*learning-curves.png"))

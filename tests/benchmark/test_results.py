@@ -98,3 +98,35 @@ def test_a_folder_without_runs_is_waiting_for_them(tmp_path: Path) -> None:
     assert not results.is_waiting()
     results.pack()
     assert not results.is_waiting()
+
+
+def test_what_came_beside_an_archive_is_kept_too(tmp_path: Path) -> None:
+    """A grid was archived while it was under way: the next run begins a folder anew."""
+    results, others = Results(tmp_path), [(*KEY[:2], seed) for seed in range(3)]
+    for key in others[:2]:
+        results.write(key, record("finished") | {"traceback.txt": b"old"})
+    results.pack()
+    for key in others[1:]:
+        results.write(key, record("finished") | {"traceback.txt": b"new"})
+    with results.reading() as there:
+        told = [there.folder(key).joinpath("traceback.txt").read_text() for key in others]
+    assert told == ["old", "new", "new"]
+    results.pack()
+    results.unpack()
+    assert [results.folder(key).joinpath("traceback.txt").read_text() for key in others] == told
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+
+
+def test_another_grid_may_write_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results, rename = Results(tmp_path), Path.rename
+
+    def late(path: Path, target: Path) -> Path:
+        if path.parent.name == INCOMING and not target.name.endswith(".old"):
+            monkeypatch.setattr(Path, "rename", rename)
+            Results(tmp_path).write(KEY, record("finished"))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    results.write(KEY, record("finished"))
+    assert results.find(KEY) is not None
+    assert [path.name for path in results.runs_folder.iterdir()] == ["ALE~Pong-v5"]

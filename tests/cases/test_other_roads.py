@@ -20,7 +20,8 @@ from sb3_trustregion.core.functional import unfold
 from sb3_trustregion.core.improvement import Estimate, Improvement
 from sb3_trustregion.core.parameters import fingerprint
 from tests.cases.tasks import UPDATE, Bandit, bandit_model, probability
-from tests.helpers import ALGORITHMS, assert_same, make_model, shared, state_of, train
+from tests.environments import toy_vec_env
+from tests.helpers import ALGORITHMS, N_ENVS, assert_same, differs, make_model, shared, state_of, train
 
 each_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
@@ -391,3 +392,67 @@ def test_a_method_of_sb3_may_be_replaced(monkeypatch: pytest.MonkeyPatch) -> Non
     model = bandit_model(AdaptiveTRPO, make_vec_env(lambda: Bandit(0.0, 1.0), n_envs=10))
     model.learn(12 * UPDATE)
     assert probability(model, 0) > 0.9
+
+
+@each_algorithm
+def test_a_subclass_may_set_up_by_itself(algorithm: type[Any], tmp_path: Any) -> None:
+    """As classes of sb3-contrib do: nothing of ours is called then."""
+
+    class Own(algorithm):  # type: ignore[misc]
+        def _setup_model(self) -> None:
+            self._setup_lr_schedule()
+            self.set_random_seed(self.seed)
+            arguments = {"device": self.device, "gamma": self.gamma, "gae_lambda": self.gae_lambda}
+            spaces = self.observation_space, self.action_space
+            self.rollout_buffer = RolloutBuffer(self.n_steps, *spaces, n_envs=self.n_envs, **arguments)
+            self.policy = self.policy_class(*spaces, self.lr_schedule, **self.policy_kwargs).to(self.device)
+
+    model = make_model(Own)
+    model.learn(2 * UPDATE)
+    model.save(tmp_path / "own")
+    loaded = Own.load(tmp_path / "own", env=toy_vec_env(), device="cpu")
+    if hasattr(model, "judge"):
+        assert_same(loaded.judge.state_dict(), model.judge.state_dict())
+    loaded.learn(UPDATE, reset_num_timesteps=False)
+    assert loaded.num_timesteps >= 3 * UPDATE
+
+
+class Falling(AdaptivePPO):
+    """Its bonus falls while it learns."""
+
+    @property
+    def ent_coef(self) -> float:
+        return self._first * self._current_progress_remaining
+
+    @ent_coef.setter
+    def ent_coef(self, value: float) -> None:
+        self._first = value
+
+
+def test_an_argument_may_be_a_property(tmp_path: Any) -> None:
+    """What is in range is not written back, or what it is now would be what it falls from."""
+    model = make_model(Falling, ent_coef=0.1)
+    model.learn(2 * UPDATE)
+    model.save(tmp_path / "falling")
+    assert Falling.load(tmp_path / "falling")._first == 0.1
+
+
+class OfFixedSize(BaseFeaturesExtractor):
+    """Knows two sizes of batches."""
+
+    def __init__(self, observation_space: Any) -> None:
+        super().__init__(observation_space, 3)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        if len(observations) not in (N_ENVS, 32):
+            raise AssertionError
+        return observations
+
+
+def test_what_takes_no_other_batch_is_trained_as_by_stock() -> None:
+    env = toy_vec_env(episode_length=10**6, termination=0.0)
+    model = make_model(AdaptivePPO, env, policy_kwargs={"features_extractor_class": OfFixedSize})
+    before = state_of(model.policy)
+    with pytest.warns(UserWarning, match=r"policy cannot be judged: AssertionError\. ε stays"):
+        model.learn(UPDATE)
+    assert differs(before, state_of(model.policy))

@@ -1,5 +1,6 @@
 """Buffers that hand out samples in a way of their own, perhaps others each time: each epoch asks them, as in stock."""
 
+import functools
 import inspect
 from typing import Any
 
@@ -10,6 +11,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_trustregion import PenaltyPPO
+from sb3_trustregion.common.learning_data import is_stock
 from tests.helpers import ALGORITHMS, PlainBuffer, make_model, state_of
 
 
@@ -69,3 +71,20 @@ def test_the_penalty_is_by_the_policy_before_the_update() -> None:
     for name, value in state_of(once.policy).items():
         th.testing.assert_close(state_of(asked.policy)[name], value, rtol=1e-3, atol=1e-4)
     assert asked.penalty == once.penalty
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_patched_class_is_the_users(algorithm: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever it was patched: nothing is remembered of what SB3's was at first."""
+    stock, n_calls = RolloutBuffer.get, []
+
+    @functools.wraps(stock)
+    def get(self: RolloutBuffer, batch_size: int | None = None) -> Any:
+        n_calls.append(batch_size)
+        return stock(self, batch_size)
+
+    monkeypatch.setattr(RolloutBuffer, "get", get)
+    assert not is_stock(RolloutBuffer.get)
+    assert is_stock(stock)
+    make_model(algorithm).learn(1)
+    assert n_calls

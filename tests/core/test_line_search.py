@@ -15,7 +15,7 @@ from sb3_trustregion.core.line_search import (
     step_size,
 )
 from sb3_trustregion.core.step import Step, StepStatus
-from sb3_trustregion.core.surrogate import Surrogate
+from sb3_trustregion.core.surrogate import Evaluation, Surrogate
 from tests.core.policies import (
     KINDS,
     Untouched,
@@ -159,6 +159,17 @@ def test_without_a_gradient_the_step_is_invalid_and_the_radius_not_at_fault(valu
         assert not step.radius_at_fault
         assert th.equal(step.parameters, surrogate.origin)
         assert step.evaluation == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_a_gain_that_rounding_makes_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch without another action than the best has no direction, and yet a gradient of some 1e-9."""
+    surrogate = make_surrogate("box")
+    solution, least = solve(surrogate), 1e-7 * float(surrogate.batch.advantages.abs().mean())
+    for gain, status in ((0.5 * least, StepStatus.INVALID), (2.0 * least, StepStatus.ACCEPTED)):
+        monkeypatch.setattr(Surrogate, "at", lambda *_, gain=gain: Evaluation(gain, 0.0, 0.0, 1.0))
+        step = backtrack(surrogate, solution, 0.01, FACTOR, 7)
+        assert step.status is status
+        assert not step.radius_at_fault
 
 
 def test_where_no_trial_point_improves_the_radius_is_at_fault() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import optuna
 import pytest
 import rl_zoo3
@@ -28,8 +30,9 @@ TABLES = (rl_zoo3.ALGOS, hyperparams_opt.HYPERPARAMS_SAMPLER, hyperparams_opt.HY
 def untouched_zoo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """RL Zoo as it is without us, and as it was afterwards."""
     saved = [dict(table) for table in TABLES]
-    init = ExperimentManager.__init__
-    monkeypatch.setattr(ExperimentManager, "__init__", getattr(init, "__wrapped__", init))
+    for name in ("__init__", "_maybe_normalize"):
+        method = getattr(ExperimentManager, name)
+        monkeypatch.setattr(ExperimentManager, name, getattr(method, "__wrapped__", method))
     for table in TABLES:
         for name in ALGORITHMS:
             table.pop(name, None)
@@ -137,3 +140,32 @@ def test_the_package_itself_is_lazy_and_says_what_it_lacks() -> None:
     assert set(dir(sb3_trustregion)) == {*sb3_trustregion.ALGORITHMS.values(), "__version__"}
     with pytest.raises(AttributeError, match="no attribute 'TRPO'"):
         importlib.import_module("sb3_trustregion").TRPO  # noqa: B018
+
+
+IMAGE, VECTOR = gym.spaces.Box(0, 255, (36, 36, 1), np.uint8), gym.spaces.Box(-1.0, 1.0, (3,))
+
+
+@pytest.mark.parametrize(
+    ("space", "given", "expected"),
+    [
+        (gym.spaces.Discrete(3), {}, {"norm_obs": False}),
+        (gym.spaces.MultiBinary(3), {}, {"norm_obs": False}),
+        (IMAGE, {}, {"norm_obs": False}),
+        (IMAGE, {"norm_obs": True}, {"norm_obs": True}),
+        (VECTOR, {"clip_obs": 5.0}, {"clip_obs": 5.0}),
+        (gym.spaces.Dict({"a": VECTOR, "b": IMAGE}), {"gamma": 0.9}, {"gamma": 0.9, "norm_obs_keys": ["a"]}),
+        (gym.spaces.Dict({"b": IMAGE}), {}, {"norm_obs": False}),
+        (gym.spaces.Dict({"a": VECTOR}), {}, {}),
+    ],
+)
+@pytest.mark.parametrize("algorithm", ["npg", "ppo"])
+def test_what_cannot_be_normalized_is_left_as_it_is(
+    algorithm: str, space: gym.Space[Any], given: dict[str, Any], expected: dict[str, Any], tmp_path: Path
+) -> None:
+    """Our ``default`` entries normalise, as far as a task allows it; what the Zoo does for others stays."""
+    register()
+    manager = make_manager(ExperimentManager, algorithm, tmp_path)
+    manager.normalize, manager.normalize_kwargs = False, given
+    env: Any = type("Env", (), {"observation_space": space})()
+    assert manager._maybe_normalize(env, False) is env
+    assert manager.normalize_kwargs == (expected if algorithm == "npg" else given)

@@ -112,7 +112,8 @@ class Report:
             self.page.picture(f"{name}-profiles", plots.profiles(shares, taus), caption)
 
     def _curves(self, variants: list[Variant], name: str) -> None:
-        if {key[1] for key in self.collection.curves} & {variant.name for variant in variants}:
+        names = {variant.name for variant in variants}
+        if any(key[1] in names and np.isfinite(curve).any() for key, curve in self.collection.curves.items()):
             figure = plots.learning_curves(self.collection, variants)
             caption = "Raw returns of training episodes: mean over the seeds that finished, from the worst to the best."
             self.page.picture(f"{name}-learning-curves", figure, caption)

@@ -24,7 +24,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import sync_envs_normalization
+from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from sb3_trustregion.benchmark.mixtures import GYMNASIUM
 from sb3_trustregion.benchmark.results import EPISODES_FILE, PROGRESS_FILE, RUN_FILE, TRACEBACK_FILE
@@ -33,12 +33,21 @@ from sb3_trustregion.benchmark.run.hyperparameters import algorithms
 from sb3_trustregion.benchmark.run.process import MISMATCH_FILE, RESULT_FOLDER, SPEC_FILE, without_machine
 from sb3_trustregion.benchmark.run.spec import RunSpec
 from sb3_trustregion.benchmark.run.tasks import entry_point, import_packages
+from sb3_trustregion.zoo.registration import leave_out_what_cannot_be_normalized
 
 N_EVAL_EPISODES = 20
 N_EVAL_ENVS = 5
 # Far from the seeds that environments are trained with.
 EVAL_SEED = 1_000_000
 SECONDS_BETWEEN_SIGNS = 0.5
+
+
+class Manager(ExperimentManager):
+    """RL Zoo's; of what any algorithm observes it normalises what can be, as for ours."""
+
+    def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
+        leave_out_what_cannot_be_normalized(self, env.observation_space)
+        return super()._maybe_normalize(env, eval_env)
 
 
 class Recorder(BaseCallback):
@@ -143,7 +152,7 @@ def set_up(spec: RunSpec, folder: Path) -> tuple[ExperimentManager, OnPolicyAlgo
     config.write_text(yaml.safe_dump({spec.task: spec.hyperparameters}), "utf-8")
     set_random_seed(spec.seed)
     names = {"algo": spec.variant.algorithm, "env": spec.task, "seed": spec.seed}
-    manager = ExperimentManager(
+    manager = Manager(
         argparse.Namespace(**names),
         spec.variant.algorithm,
         spec.task,
