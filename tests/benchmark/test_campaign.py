@@ -227,6 +227,15 @@ def test_the_final_policy_is_evaluated_on_the_same_task(tmp_path: Path) -> None:
         assert set(env.get_attr("g")) == {5.0}
 
 
+def test_what_cannot_be_normalized_is_left_as_it_is(tmp_path: Path) -> None:
+    """Of stock's variants as of ours, which are to be compared."""
+    [spec] = make(tmp_path, ["ppo-default"], [1000], tasks=["FrozenLake-v1"], environment={"normalize": True})
+    _, model = training.set_up(spec, tmp_path / "zoo")
+    normalizer = model.get_vec_normalize_env()
+    assert normalizer is not None
+    assert (normalizer.norm_obs, normalizer.norm_reward) == (False, True)
+
+
 def test_a_run_that_ends_early_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """RL Zoo takes an interrupt for the end of training."""
     [spec] = make(tmp_path, [{"tiny-ppo": TINY_PPO}], [1000])
