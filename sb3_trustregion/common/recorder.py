@@ -98,7 +98,8 @@ class Recorder:
 
     def keep_last(self, seen: dict[str, Any]) -> None:
         """Keep what the buffer's advantages end with: the user may reset the environments before they are judged."""
-        self._last = seen["new_obs"], np.asarray(seen["dones"], dtype=bool)
+        if self._steps:
+            self._last = seen["new_obs"], np.asarray(seen["dones"], dtype=bool)
 
     def end(self, model: OnPolicyAlgorithm, seen: dict[str, Any]) -> None:
         """Put stand-ins where rewards are still not finite when the user's buffer and callback have had their say."""
