@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +14,13 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from sb3_trustregion.common.guard import accept, refuse
 from sb3_trustregion.common.judge import Judge, Snapshot, Verdict, make_judge, rule_of
 from sb3_trustregion.common.learning_data import make_batch, replace_faulty_samples
-from sb3_trustregion.common.on_policy import TrustRegionOnPolicyAlgorithm, begin_update, find_actor, tells_what_acts
+from sb3_trustregion.common.on_policy import (
+    TrustRegionOnPolicyAlgorithm,
+    begin_update,
+    find_actor,
+    made_when_asked,
+    tells_what_acts,
+)
 from sb3_trustregion.common.update_log import log_update, of_evaluation, of_no_update
 from sb3_trustregion.common.validation import (
     as_schedule,
@@ -65,7 +70,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
     :param clip_range: the *initial* ε, it can be a function of the current progress remaining (from 1 to 0):
         then ε is that schedule times a factor that starts at 1 and is adapted. ``train/clip_range`` logs the product
     :param policy_kwargs: where ``log_std_init`` is None there, a Gaussian policy starts from σ = e^-0.5 times half of
-        what each action may range over (bounds beyond ±1000 count as ±1), as ``AdaptiveTRPO`` does
+        what each action may range over (bounds of ±100 and beyond count as ±1), as ``AdaptiveTRPO`` does
     :param radius_rule: as in ``AdaptiveTRPO``; with ``"fixed"`` the factor on ε stays 1
     :param radius_prior: ε that is known to be good: where evidence is weak, ε drifts there from wherever it started.
         Where ``clip_range`` is a schedule this is ε at its start, and falls with the schedule
@@ -175,8 +180,8 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         if not rule.minimum <= 1.0 <= rule.maximum:
             raise ValueError(f"radius_bounds must contain 1, the factor to start from, got {self.radius_bounds}")
 
-    @cached_property
-    def judge(self) -> Judge:  # type: ignore[override]
+    @made_when_asked
+    def judge(self) -> Judge:
         """What judges the updates; a subclass may put in another."""
         return make_judge(self, 1.0, self._given_clip_range())
 

@@ -1,6 +1,5 @@
 """TRPO with the other half of the trust-region algorithm: accept or roll back, grow or shrink the radius."""
 
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch as th
@@ -10,7 +9,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_trustregion.common.judge import Judge, Snapshot, make_judge, rule_of
 from sb3_trustregion.common.natural_gradient import NaturalGradientAlgorithm
-from sb3_trustregion.common.on_policy import begin_update
+from sb3_trustregion.common.on_policy import begin_update, made_when_asked
 from sb3_trustregion.common.update_log import log_update, of_no_update, of_policy, of_step
 from sb3_trustregion.common.validation import check_integer, check_number, settle
 from sb3_trustregion.core.conjugate_gradient import CGSolution
@@ -48,7 +47,7 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
         a quarter, for mini-batches a quarter as large: about the same loss on held-out returns in a third of the time
     :param batch_size: of the value function's mini-batches, see ``learning_rate``
     :param policy_kwargs: as there; a Gaussian policy for which it sets no ``log_std_init`` starts from σ = e^-0.5 times
-        half of what each action may range over (bounds beyond ±1000 count as ±1)
+        half of what each action may range over (bounds of ±100 and beyond count as ±1)
     :param cg_damping: per (Gaussian or Bernoulli) action dimension, as there: λ, added to the diagonal of the Fisher
         matrix of the joint action distribution, is ``cg_damping`` times their number A
     :param normalize_advantage: whether the advantages are brought to mean zero. They are not scaled: a TRPO step does
@@ -173,8 +172,8 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
         if not rule.minimum <= self.target_kl <= rule.maximum:
             raise ValueError(f"target_kl must be within radius_bounds {self.radius_bounds}, got {self.target_kl}")
 
-    @cached_property
-    def judge(self) -> Judge:  # type: ignore[override]
+    @made_when_asked
+    def judge(self) -> Judge:
         """What judges the steps; a subclass may put in another."""
         return make_judge(self, float(self.target_kl), float(self.target_kl))
 

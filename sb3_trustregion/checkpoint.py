@@ -10,6 +10,7 @@ import os
 import re
 import warnings
 import zipfile
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
@@ -196,7 +197,10 @@ def _resumed(algorithm: type[Model], path: Path, state: dict[str, Any], env: Gym
 def restart_environments(model: BaseAlgorithm, seed: int) -> None:
     """Seed the training environments and have them reset before the next step."""
     assert model.env is not None
-    model.env.seed(seed)
+    try:
+        model.env.seed(seed)
+    except (AttributeError, NotImplementedError) as error:
+        warnings.warn(f"env cannot be seeded, and goes on with random numbers of its own ({error!r})", stacklevel=3)
     model._last_obs = None
 
 
@@ -266,8 +270,9 @@ def _matching(normalizers: list[VecNormalize], saved: list[dict[str, Any]]) -> l
 def _sync_folder(folder: Path) -> None:
     """Make the rename itself outlast a power cut, where the system knows how."""
     if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with suppress(OSError):  # not every file system does
+            descriptor = os.open(folder, os.O_DIRECTORY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

@@ -1,7 +1,9 @@
 """Checkpoints: written whole or not at all, kept a few at a time, gone on from exactly."""
 
+import os
 import pickle
 import shutil
+import stat
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -14,7 +16,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO, PenaltyPPO
 from sb3_trustregion import checkpoint as module
@@ -340,3 +342,40 @@ def test_a_folder_that_is_gone_is_made_again(tmp_path: Path, monkeypatch: pytest
 def test_a_prefix_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="name_prefix must be a file's name, got 'run/one'"):
         ResumableCheckpointCallback(ROLLOUT, tmp_path, name_prefix="run/one")
+
+
+class WithoutSeeds(VecEnvWrapper):
+    """As of simulators that know of none."""
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        return self.venv.step_wait()
+
+    def seed(self, seed: int | None = None) -> Any:
+        raise NotImplementedError
+
+
+def test_environments_may_know_no_seed(tmp_path: Path) -> None:
+    algorithm = {"n_steps": N_STEPS, "batch_size": ROLLOUT, "device": "cpu"}
+    model = AdaptiveTRPO("MlpPolicy", WithoutSeeds(make_env()), **algorithm).learn(ROLLOUT)
+    save_checkpoint(model, tmp_path / "there.zip")
+    with pytest.warns(UserWarning, match="env cannot be seeded, and goes on with random numbers of its own"):
+        resumed = resume(AdaptiveTRPO, tmp_path / "there.zip", WithoutSeeds(make_env()))
+    assert resumed.learn(ROLLOUT, reset_num_timesteps=False).num_timesteps == 2 * ROLLOUT
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECTORY"), reason="folders are not synced there")
+def test_a_file_system_may_not_sync_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fsync = os.fsync
+
+    def of_files(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(22, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(module.os, "fsync", of_files)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(written(tmp_path, keep=2)) == 2

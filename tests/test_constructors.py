@@ -98,12 +98,12 @@ def test_a_gaussian_policy_starts_less_noisy(
 def test_noise_goes_by_the_bounds_of_the_actions(algorithm: type[Any], tmp_path: Path) -> None:
     """σ over half of a range is the same for all; what bounds nothing, or leaves nothing to choose, counts as ±1."""
     largest = np.finfo(np.float32).max
-    low = np.array([[-2.0, 0.0, -largest], [3.0, 0.0, -0.25]], np.float32)
-    high = np.array([[2.0, 0.5, largest], [3.0, 2.0, 0.25]], np.float32)
+    low = np.array([[-2.0, 0.0, -largest, -100.0], [3.0, 0.0, -0.25, -99.0]], np.float32)
+    high = np.array([[2.0, 0.5, largest, 100.0], [3.0, 2.0, 0.25, 99.0]], np.float32)
     env = ToyEnv(action_space=spaces.Box(low, high))
     chosen = {} if algorithm in (NPG, AdaptiveTRPO) else {"policy_kwargs": {"log_std_init": None}}
     model = algorithm("MlpPolicy", env, n_steps=64, batch_size=64, **chosen)
-    half = th.tensor([2.0, 0.25, 1.0, 1.0, 1.0, 0.25])
+    half = th.tensor([2.0, 0.25, 1.0, 1.0, 1.0, 1.0, 0.25, 99.0])
     th.testing.assert_close(model.policy.log_std.detach(), LOG_STD_INIT + half.log())
     model.save(tmp_path / "model.zip")
     loaded = algorithm.load(tmp_path / "model.zip", env, **chosen)

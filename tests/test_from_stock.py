@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 from sb3_contrib import TRPO
-from stable_baselines3 import A2C, PPO
+from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from sb3_trustregion import AdaptivePPO, AdaptiveTRPO
@@ -114,3 +114,9 @@ def test_a_subclass_that_passes_arguments_on_takes_over_the_same(tmp_path: Path,
     moments, of_its = (one.policy.optimizer.state_dict()["state"] for one in (model, of_parent))
     assert moments.keys() == of_its.keys()
     assert bool(moments) == (parent is AdaptivePPO)
+
+
+def test_from_stock_names_what_is_no_actor_critic(tmp_path: Path) -> None:
+    DQN("MlpPolicy", "CartPole-v1", buffer_size=10, device="cpu").save(tmp_path / "dqn")
+    with pytest.raises(ValueError, match="path must be of a model with an ActorCriticPolicy, got one with DQNPolicy"):
+        AdaptiveTRPO.from_stock(tmp_path / "dqn", "CartPole-v1")

@@ -130,20 +130,27 @@ class Results:
     def pack(self) -> None:
         """Put all runs into one archive, in place of their folders. The same runs give the same file."""
         self.unpack()
-        if not any(self.all()):
+        folders = [run.folder for run in self.all()]
+        if not folders:
             raise ValueError(f"results must be a folder with runs to archive, got {str(self.output)!r}")
         incoming = self.output / f"{ARCHIVE_FILE}{INCOMING}"
         with tarfile.open(incoming, "w:xz") as archive:
-            for path in sorted(self.runs_folder.glob("*/*/*/*")):
+            for path in sorted(path for folder in folders for path in folder.iterdir()):
                 entry = tarfile.TarInfo(path.relative_to(self.output).as_posix())
                 entry.size = path.stat().st_size
                 with path.open("rb") as file:
                     archive.addfile(entry, file)
         incoming.replace(self.archive)
-        # Renamed first: whatever is cut off, the runs are in the folder or in the archive.
+        # Renamed first: whatever is cut off, the runs are in the folder or in the archive; those that came since stay.
         old = self.output / f"runs{INCOMING}"
         shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(self.runs_folder.rename(old))
+        old.mkdir()
+        for number, folder in enumerate(folders):
+            folder.rename(old / str(number))
+        shutil.rmtree(old)
+        for folder in sorted(self.runs_folder.glob("**"), reverse=True):
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
 
     def unpack(self) -> None:
         """Put the runs of an archive, if there is one, into folders of their own again: where none has come since."""

@@ -110,8 +110,7 @@ def follow_the_data(policy: ActorCriticPolicy, batch: Batch, n_passes: int, batc
         if len(index) > 1:  # of one sample there is no variance
             observations = take(batch.observations, index)
             with preserved_distribution(policy):
-                policy.get_distribution(observations)
-            policy.predict_values(observations)
+                policy.evaluate_actions(observations, batch.actions[index])
     policy.set_training_mode(False)
 
 

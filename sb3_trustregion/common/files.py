@@ -12,6 +12,7 @@ from typing import Any
 import torch as th
 from sb3_contrib import TRPO
 from stable_baselines3 import PPO
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.save_util import load_from_zip_file, open_path
 from stable_baselines3.common.utils import get_system_info
 
@@ -50,6 +51,9 @@ def read_stock(
     if missing:
         names = ", ".join(missing)
         raise ValueError(f"custom_objects must hold {names}, which cannot be read here, got {custom_objects!r}")
+    kind = data["policy_class"]
+    if isinstance(kind, type) and not issubclass(kind, ActorCriticPolicy):
+        raise ValueError(f"path must be of a model with an ActorCriticPolicy, got one with {kind.__name__}")
     return data, dict(parameters)
 
 

@@ -240,8 +240,9 @@ def replace(values: Any, faulty: BoolArray, stand_ins: Any) -> None:
     elif isinstance(values, np.ndarray) and not values.flags.writeable:
         raise ValueError("env must return writable observations where a number is not finite, got a read-only array")
     else:
-        instead = 0 if stand_ins is None else np.asarray(stand_ins)[faulty]
-        values[faulty] = np.where(np.abs(instead) < LARGEST_USABLE, instead, 0)  # they may be the same array
+        instead = np.asarray(0 if stand_ins is None else np.asarray(stand_ins)[faulty])
+        # They may be the same array.
+        values[faulty] = np.where(np.abs(instead.astype(np.float64)) < LARGEST_USABLE, instead, 0)
 
 
 def is_understood(policy: ActorCriticPolicy, observations: ObsArray) -> bool:

@@ -120,7 +120,7 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
         if "fused" not in self.policy.optimizer_kwargs:
             for group in self.policy.optimizer.param_groups:  # fused, Adam takes parts of other tensors for whole ones
                 if group.get("fused"):
-                    group["fused"] = all(parameter.is_contiguous() for parameter in group["params"])
+                    group["fused"] = all(p.is_contiguous() and p.is_floating_point() for p in group["params"])
         buffer, passes = self.rollout_buffer, (self.n_critic_updates, self.batch_size)
         mini_batches = asked_anew(buffer, *passes) if draws_anew(buffer) else in_new_orders(batch, *passes)
         return fit_critic(uncompiled(self.policy), actor, mini_batches)

@@ -1,11 +1,11 @@
 """What all our algorithms override of Stable-Baselines3: set-up, collect, learn, save, load."""
 
 import math
+import warnings
 from collections.abc import Callable
-from functools import cached_property
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch as th
@@ -36,15 +36,40 @@ from sb3_trustregion.core.functional import uncompiled
 from sb3_trustregion.core.parameters import ParameterVector, actor_parameters, out_of_reach
 
 # log σ over half of what an action may range over, where the user chooses none: with SB3's σ = 1 the first actions are
-# mostly cut at bounds of ±1. What is wider than 1000 times that is no bound to be explored up to.
-LOG_STD_INIT, WIDEST = -0.5, 1e3
+# mostly cut at bounds of ±1. ±100 and more stand for no bounds: simulators put them in, whose actions are of order 1.
+LOG_STD_INIT, WIDEST = -0.5, 1e2
+
+
+Part = TypeVar("Part")
+
+
+class MadeWhenAsked:
+    """A part that a model makes when it is asked for: ``_setup_model`` may be the user's own."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self.make = make
+
+    def __set_name__(self, _owner: type[Any], name: str) -> None:
+        self.name = name
+
+    def __get__(self, model: Any, _owner: Any = None) -> Any:
+        """Unlike ``functools.cached_property``, without a lock: classes may be pickled by value."""
+        if model is None:
+            return self
+        if self.name not in vars(model):
+            setattr(model, self.name, self.make(model))
+        return vars(model)[self.name]
+
+
+def made_when_asked(make: Callable[[Any], Part]) -> Part:
+    """What stands for a part of a model, by a function of the model that makes it."""
+    return cast("Part", MadeWhenAsked(make))
 
 
 class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
     """An on-policy algorithm that learns from SB3's buffer and keeps beside it what judging a step needs."""
 
-    # Made when it is asked for: ``_setup_model`` may be the user's own.
-    recorder = cached_property(lambda _: Recorder())
+    recorder = made_when_asked(lambda _: Recorder())
     # Only of algorithms that judge their steps.
     judge: Judge
     # Arguments that together tell this algorithm's files from others'.
@@ -85,7 +110,8 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
             start_less_noisy(self.policy)
         if self._needs_distribution:
             check_supported(self.policy.action_dist)
-        getattr(self, "judge", None)  # is made now, so that its arguments are checked
+        if hasattr(type(self), "judge"):
+            self.judge.forget()  # made now, so that its arguments are checked
 
     @classmethod
     def load(
@@ -197,6 +223,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         """Collect as in SB3, whose arguments these are; nothing that is not finite goes into the policy."""
         if rollout_buffer is not self.rollout_buffer:  # the user's own rollout, which nothing is learned from
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        heed_new_extractor(self.policy)
         self.recorder.random_before = random_states() if self.use_sde else None
         with screened(env) as screen:
             recording = RecordingCallback(self, callback, screen)
@@ -218,6 +245,18 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         if self.recorder.goes_on:  # an update was the last: stock leaves it so, nothing is folded away in what is saved
             self.policy.set_training_mode(True)
         return self
+
+
+def heed_new_extractor(policy: ActorCriticPolicy) -> None:
+    """Where the user has replaced a shared features extractor by the name that acts, have SB3's other names follow."""
+    policy = uncompiled(policy)
+    if not getattr(policy, "share_features_extractor", False):
+        return
+    parts: list[Any] = [getattr(policy, f"{name}features_extractor", None) for name in ("", "pi_", "vf_")]
+    acts, of_actor, of_critic = (getattr(part, "_orig_mod", part) for part in parts)
+    if acts is not None and acts is not of_actor and of_actor is of_critic:
+        warnings.warn("policy.features_extractor was replaced: so are its other names, pi_ and vf_", stacklevel=3)
+        policy.pi_features_extractor = policy.vf_features_extractor = parts[0]
 
 
 def begin_update(model: TrustRegionOnPolicyAlgorithm) -> Rollout:
@@ -253,7 +292,7 @@ def start_less_noisy(policy: ActorCriticPolicy) -> None:
     if is_used and log_std.requires_grad and not log_std.any():
         box: Any = policy.action_space
         half = (box.high.astype(np.float64) / 2.0 - box.low.astype(np.float64) / 2.0).ravel()
-        bounded = (half > 0.0) & (half <= WIDEST)
+        bounded = (half > 0.0) & (half < WIDEST)
         wanted = th.as_tensor(LOG_STD_INIT + np.log(np.where(bounded, half, 1.0)))
         log_std.copy_(wanted if wanted.shape == log_std.shape else wanted.mean())  # one for all dimensions
         policy.log_std_init = LOG_STD_INIT

@@ -16,7 +16,7 @@ from sb3_trustregion.core.surrogate import Evaluation, Surrogate
 def log_update(model: OnPolicyAlgorithm, status: StepStatus, verdict: Verdict | None = None, **values: float) -> None:
     """
     Log one ``train()`` under ``train/``: what became of its step, the verdict on the step before, and further values by
-    name. Those that are NaN are left out.
+    name. Those that are not finite are left out.
     """
     logged: dict[str, float] = {
         "step_status": status.value,
@@ -26,7 +26,7 @@ def log_update(model: OnPolicyAlgorithm, status: StepStatus, verdict: Verdict | 
         **values,
     }
     for name, value in logged.items():
-        if not math.isnan(value):
+        if math.isfinite(value):
             model.logger.record(f"train/{name}", value)
     model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
 

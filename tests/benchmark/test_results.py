@@ -130,3 +130,18 @@ def test_another_grid_may_write_the_same_run(tmp_path: Path, monkeypatch: pytest
     results.write(KEY, record("finished"))
     assert results.find(KEY) is not None
     assert [path.name for path in results.runs_folder.iterdir()] == ["ALE~Pong-v5"]
+
+
+def test_runs_that_end_while_others_are_archived_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results, late, replace = Results(tmp_path), (*KEY[:2], 1), Path.replace
+
+    def and_meanwhile(path: Path, target: Path) -> Path:
+        Results(tmp_path).write(late, record("finished"))
+        return replace(path, target)
+
+    results.write(KEY, record("finished"))
+    monkeypatch.setattr(Path, "replace", and_meanwhile)
+    results.pack()
+    assert [run.folder for run in results.all()] == [results.folder(late)]
+    results.unpack()
+    assert len(list(results.all())) == 2

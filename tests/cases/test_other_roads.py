@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import cloudpickle
 import gymnasium as gym
 import pytest
 import torch as th
@@ -14,6 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+import sb3_trustregion
 from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO, PenaltyPPO
 from sb3_trustregion.common.judge import Judge
 from sb3_trustregion.core.functional import unfold
@@ -456,3 +458,51 @@ def test_what_takes_no_other_batch_is_trained_as_by_stock() -> None:
     with pytest.warns(UserWarning, match=r"policy cannot be judged: AssertionError\. ε stays"):
         model.learn(UPDATE)
     assert differs(before, state_of(model.policy))
+
+
+def test_classes_may_be_pickled_by_value() -> None:
+    """By Ray and Dask, of a package that other machines do not have."""
+    cloudpickle.register_pickle_by_value(sb3_trustregion)
+    try:
+        assert len(cloudpickle.dumps(ALGORITHMS)) > 10_000
+    finally:
+        cloudpickle.unregister_pickle_by_value(sb3_trustregion)
+
+
+class Faulty(Judge):
+    """Cannot be made."""
+
+    def __init__(self, *_: Any) -> None:
+        raise AttributeError("no such thing")
+
+
+@pytest.mark.parametrize("algorithm", [AdaptiveTRPO, AdaptivePPO])
+def test_a_judge_that_cannot_be_made_is_told_at_once(algorithm: type[Any]) -> None:
+    with pytest.raises(AttributeError, match="no such thing"):
+        make_model(algorithm, judge_class=Faulty)
+
+
+class OfComplexWeights(th.nn.Module):
+    """A value head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = th.nn.Parameter(th.ones(8, 1, dtype=th.complex64))
+
+    def forward(self, latent: th.Tensor) -> th.Tensor:
+        return (latent.to(th.complex64) @ self.weight).real
+
+
+class ComplexCritic(ActorCriticPolicy):
+    def _build(self, lr_schedule: Any) -> None:
+        super()._build(lr_schedule)
+        self.value_net = OfComplexWeights()
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+
+
+@each_algorithm
+def test_a_critic_may_have_complex_weights(algorithm: type[Any]) -> None:
+    model = make_model(algorithm, policy=ComplexCritic)
+    before = state_of(model.policy.value_net)
+    model.learn(UPDATE)
+    assert differs(before, state_of(model.policy.value_net))

@@ -203,6 +203,17 @@ class Encoder(BaseFeaturesExtractor):
         return th.cat([self.products(x[:, 0].long()), x[:, 1:].log()], dim=1)
 
 
+class Widening(BaseFeaturesExtractor):
+    """A layer."""
+
+    def __init__(self, space: gym.spaces.Box) -> None:
+        super().__init__(space, 6)
+        self.layer = th.nn.Linear(3, 6)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return self.layer(x).tanh()
+
+
 @each_algorithm
 def test_constructing_does_not_call_the_policy(algorithm: type[Any]) -> None:
     env = Prices()
@@ -234,3 +245,28 @@ def test_constructing_draws_no_more_random_numbers_than_stock(algorithm: type[An
 def test_other_names_are_no_obstacle(algorithm: type[Any]) -> None:
     model = make_model(algorithm, policy=OddlyNamedPolicy)
     assert not any("judge" in name or "value_net" in name for name in actor_names(model))
+
+
+@each_algorithm
+@pytest.mark.parametrize("frozen", [False, True])
+def test_another_shared_extractor_has_all_of_its_names(algorithm: type[Any], frozen: bool) -> None:
+    """SB3 keeps it under three, of which users know the one that acts."""
+    model = make_model(algorithm, policy_kwargs={"net_arch": [8], "features_extractor_class": Widening})
+    policy, pretrained = model.policy, Widening(model.observation_space)
+    policy.features_extractor = pretrained.requires_grad_(not frozen)
+    policy.optimizer = th.optim.Adam(policy.parameters(), lr=1e-3)
+    before = state_of(pretrained)
+    with pytest.warns(UserWarning, match="policy.features_extractor was replaced"):
+        updates = train(model, 3)
+    assert policy.pi_features_extractor is policy.vf_features_extractor is policy.features_extractor is pretrained
+    assert differs(before, state_of(pretrained)) != frozen
+    assert [update.status for update in updates] == [StepStatus.ACCEPTED] * 3
+
+
+@each_algorithm
+def test_a_shared_extractor_may_be_compiled_or_wrapped(algorithm: type[Any]) -> None:
+    model = make_model(algorithm)
+    extractor = model.policy.features_extractor
+    model.policy.features_extractor = th.compile(extractor, backend="eager")
+    model.learn(1)
+    assert model.policy.pi_features_extractor is extractor

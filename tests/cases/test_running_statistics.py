@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_trustregion import AdaptivePPO
+from sb3_trustregion import AdaptivePPO, AdaptiveTRPO
 from tests.helpers import ALGORITHMS, MEASURING, assert_same, make_model, shared, state_of
 
 
@@ -129,3 +129,9 @@ def test_statistics_are_saved(tmp_path: Any, algorithm: type[Any]) -> None:
     model = make_model(algorithm, Far(), n_steps=32, policy_kwargs=policy_kwargs).learn(64)
     model.save(tmp_path / "model")
     assert_same(state_of(algorithm.load(tmp_path / "model", device="cpu").policy), state_of(model.policy))
+
+
+def test_statistics_of_a_shared_extractor_see_the_data_as_often_as_the_critic_is_fitted() -> None:
+    arguments = {"features_extractor_class": Extractor, "features_extractor_kwargs": LAYERS["buffers"]}
+    model = make_model(AdaptiveTRPO, DummyVecEnv([Far] * 8), n_steps=16, policy_kwargs=arguments).learn(128)
+    assert int(model.policy.features_extractor.norm.count) == model.n_critic_updates * 128

@@ -337,3 +337,11 @@ def test_half_precision_neither_overflows_nor_warns() -> None:
         assert usable(values).tolist() == [True] * 3
         values[1, 2] = np.inf
         assert usable(values).tolist() == [True, False, True]
+
+
+def test_half_precision_is_replaced_without_a_word() -> None:
+    values = np.array([[np.inf], [1.0]], dtype=np.float16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        replace(values, np.array([True, False]), np.array([[3.0], [2.0]], dtype=np.float16))
+    assert values.tolist() == [[3.0], [1.0]]
