@@ -4,6 +4,7 @@ Keeps what SB3's rollout buffer does not: terminal observations, the reward's sc
 Fed by a callback, because ``on_step`` runs before SB3 adds γ·V(terminal observation) to truncated rewards.
 """
 
+import copy
 import math
 import warnings
 from typing import Any
@@ -99,7 +100,7 @@ class Recorder:
     def keep_last(self, seen: dict[str, Any]) -> None:
         """Keep what the buffer's advantages end with: the user may reset the environments before they are judged."""
         if self._steps:
-            self._last = seen["new_obs"], np.asarray(seen["dones"], dtype=bool)
+            self._last = copy.deepcopy(seen["new_obs"]), np.array(seen["dones"], dtype=bool)
 
     def end(self, model: OnPolicyAlgorithm, seen: dict[str, Any]) -> None:
         """Put stand-ins where rewards are still not finite when the user's buffer and callback have had their say."""

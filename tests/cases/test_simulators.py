@@ -117,11 +117,11 @@ class ResetsAtTheEnd(BaseCallback):
         self.model._last_episode_starts = np.ones(self.training_env.num_envs, dtype=bool)
 
 
-def test_a_rollout_ends_where_its_advantages_say() -> None:
+@pytest.mark.parametrize("env", [lambda: toy_vec_env(episode_length=10**6, termination=0.0), Batched])
+def test_a_rollout_ends_where_its_advantages_say(env: Any) -> None:
     """Not where the next one begins: the last advantages would be those of an episode's end."""
-    env = toy_vec_env(episode_length=10**6, termination=0.0)
-    for kept in collect(env, callback=ResetsAtTheEnd()):
-        assert not kept.rollout.dones.any()
+    for kept in collect(env(), callback=ResetsAtTheEnd()):
+        assert not kept.rollout.dones[-1].all()
         assert kept.rollout.starts_fresh
         residuals = kept.rollout.own_residuals(1.0)
         np.testing.assert_allclose(residuals[-1], kept.buffer["advantages"][-1], atol=1e-5)
