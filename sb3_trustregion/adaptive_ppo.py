@@ -171,8 +171,8 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
         if _init_setup_model:
             self._setup_model()
 
-    def _validate(self) -> None:
-        super()._validate()
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
         settle_ppo(self)
         settle(self, check_schedule, "clip_range", at_least=0.0, infinite=True)
         settle(self, check_number, "target_kl", optional=True, at_least=0.0, infinite=True)
@@ -221,7 +221,7 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
             return self._log_no_update(StepStatus.REJECTED, verdict)
         batch = make_batch(self.rollout_buffer, rollout.faulty)
         if not batch.n_samples:
-            return self._refuse(verdict, self.recorder.last_fault or "no advantage is finite")
+            return self._refuse(verdict, self.rollout_recorder.last_fault or "no advantage is finite")
         replace_faulty_samples(self.rollout_buffer, rollout.faulty)
         policy, actor = uncompiled(self.policy), _find_actor(self.policy, batch)
         before = Snapshot.of(policy)

@@ -163,8 +163,8 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
         if _init_setup_model:
             self._setup_model()
 
-    def _validate(self) -> None:
-        super()._validate()
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
         settle(self, check_number, "line_search_shrinking_factor", above=0.0, below=1.0)
         settle(self, check_integer, "line_search_max_iter", at_least=1)
         settle(self, check_number, "target_kl", above=0.0)

@@ -211,7 +211,7 @@ def training_state(model: BaseAlgorithm) -> dict[str, Any]:
     return {
         "environment_seed": environment_seed,
         "vec_normalize": [_statistics(normalizer) for normalizer in _normalizers(model)],
-        "random": getattr(getattr(model, "recorder", None), "random_before", None) or random_states(),
+        "random": getattr(getattr(model, "rollout_recorder", None), "random_before", None) or random_states(),
     }
 
 

@@ -98,8 +98,8 @@ class NPG(NaturalGradientAlgorithm):
         if _init_setup_model:
             self._setup_model()
 
-    def _validate(self) -> None:
-        super()._validate()
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
         self.actor_step_size = check_schedule("actor_step_size", self.actor_step_size, at_least=0.0)
 
     def _heed_arguments(self) -> None:

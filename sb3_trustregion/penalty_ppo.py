@@ -133,8 +133,8 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
         if _init_setup_model:
             self._setup_model()
 
-    def _validate(self) -> None:
-        super()._validate()
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
         settle_ppo(self)
         self._heed_arguments()
 
@@ -153,7 +153,7 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
         rollout = begin_update(self)
         batch = make_batch(self.rollout_buffer, rollout.faulty)
         if not batch.n_samples:
-            return self._refuse(self.recorder.last_fault or "no advantage is finite")
+            return self._refuse(self.rollout_recorder.last_fault or "no advantage is finite")
         replace_faulty_samples(self.rollout_buffer, rollout.faulty)
         if not tells_what_acts(self.policy, batch):
             raise ValueError("policy must tell by get_distribution what its evaluate_actions evaluates, for the KL")

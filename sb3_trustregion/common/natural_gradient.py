@@ -64,8 +64,8 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
         self.cg_residual_tol = cg_residual_tol
         self.fisher_sub_sampling_factor = fisher_sub_sampling_factor
 
-    def _validate(self) -> None:
-        super()._validate()
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
         factors = "sub_sampling_factor", "fisher_sub_sampling_factor"
         settle(self, check_integer, "cg_max_steps", *factors, at_least=1)
         settle(self, check_integer, "n_critic_updates", at_least=0)
@@ -132,4 +132,4 @@ class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
             return log_update(self, StepStatus.INVALID, verdict, value_loss=value_loss, **of_policy(self))
         self._n_updates += 1
         log_update(self, StepStatus.INVALID, verdict)
-        refuse(self, self.recorder.last_fault or "no advantage is finite", lasting=True)
+        refuse(self, self.rollout_recorder.last_fault or "no advantage is finite", lasting=True)

@@ -69,7 +69,7 @@ def made_when_asked(make: Callable[[Any], Part]) -> Part:
 class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
     """An on-policy algorithm that learns from SB3's buffer and keeps beside it what judging a step needs."""
 
-    recorder = made_when_asked(lambda _: Recorder())
+    rollout_recorder = made_when_asked(lambda _: Recorder())
     # Only of algorithms that judge their steps.
     judge: Judge
     # Arguments that together tell this algorithm's files from others'.
@@ -88,12 +88,12 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
     n_invalid_in_a_row: int = 0
     n_faulty_steps: int = 0
 
-    def _validate(self) -> None:
+    def _check_arguments(self) -> None:
         """Check the arguments; a ``ValueError`` names the one that is out of range, the constraint and the value."""
         settle_on_policy(self)
 
     def _setup_model(self) -> None:
-        self._validate()
+        self._check_arguments()
         if self.num_timesteps == 0:
             check_sizes(self)
         # A function that makes one will do. Distributions of policies with memory are not of an observation alone.
@@ -187,7 +187,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         return model
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "recorder"]
+        return [*super()._excluded_save_params(), "rollout_recorder"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, tensors = super()._get_torch_save_params()
@@ -196,7 +196,7 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Set the environment as in SB3; a step pending in another environment is dropped, not misjudged."""
         super().set_env(env, force_reset)
-        self.recorder = Recorder()
+        self.rollout_recorder = Recorder()
         if hasattr(self, "judge"):
             self.judge.forget()
 
@@ -204,17 +204,17 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         assert self.env is not None, "learn() needs an environment: call set_env()"
         check_sizes(self)
         with screened(self.env) as screen:  # the environments are reset here, perhaps
-            before, self.recorder.screen = self._last_obs, screen
+            before, self.rollout_recorder.screen = self._last_obs, screen
             try:
                 result = super()._setup_learn(*args, **kwargs)
             finally:
-                self.recorder.screen = None
+                self.rollout_recorder.screen = None
             if self._last_obs is not before:
-                self.recorder.start(self.n_envs, screen)
+                self.rollout_recorder.start(self.n_envs, screen)
         return result
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        with aside(self.recorder.screen):
+        with aside(self.rollout_recorder.screen):
             return super()._init_callback(callback, progress_bar)
 
     def collect_rollouts(
@@ -224,11 +224,11 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         if rollout_buffer is not self.rollout_buffer:  # the user's own rollout, which nothing is learned from
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         heed_new_extractor(self.policy)
-        self.recorder.random_before = random_states() if self.use_sde else None
+        self.rollout_recorder.random_before = random_states() if self.use_sde else None
         with screened(env) as screen:
             recording = RecordingCallback(self, callback, screen)
-            self.recorder.goes_on = super().collect_rollouts(env, recording, rollout_buffer, n_rollout_steps)
-        return self.recorder.goes_on
+            self.rollout_recorder.goes_on = super().collect_rollouts(env, recording, rollout_buffer, n_rollout_steps)
+        return self.rollout_recorder.goes_on
 
     def learn(
         self,
@@ -240,9 +240,9 @@ class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> Self:
         """Train, as in SB3, whose arguments these are; the name of the run for TensorBoard is that of the class."""
-        name, self.recorder.goes_on = tb_log_name or type(self).__name__, False  # where nothing is collected
+        name, self.rollout_recorder.goes_on = tb_log_name or type(self).__name__, False  # where nothing is collected
         super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
-        if self.recorder.goes_on:  # an update was the last: stock leaves it so, nothing is folded away in what is saved
+        if self.rollout_recorder.goes_on:  # an update was the last: as stock leaves it, nothing is folded away
             self.policy.set_training_mode(True)
         return self
 
@@ -263,7 +263,7 @@ def begin_update(model: TrustRegionOnPolicyAlgorithm) -> Rollout:
     """Heed what the user has set since the last update; return what the buffer holds, in the order of time."""
     model._heed_arguments()
     flatten_as_get(model.rollout_buffer)
-    rollout = model.recorder.rollout(model)
+    rollout = model.rollout_recorder.rollout(model)
     model.n_faulty_steps += int(np.sum(rollout.faulty))
     return as_advantages_say(rollout, model.rollout_buffer) if hasattr(model, "judge") else rollout
 

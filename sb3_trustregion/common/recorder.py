@@ -263,7 +263,7 @@ class RecordingCallback(BaseCallback):
     def __init__(self, model: OnPolicyAlgorithm, callback: BaseCallback, screen: Screen | None) -> None:
         super().__init__()
         self.model, self.callback, self.screen = model, callback, screen
-        self.recorder: Recorder = model.recorder  # type: ignore[attr-defined]
+        self.recorder: Recorder = model.rollout_recorder  # type: ignore[attr-defined]
 
     def __getattr__(self, name: str) -> Any:
         """Show the user's callback to who looks for it among the local variables."""

@@ -506,3 +506,17 @@ def test_a_critic_may_have_complex_weights(algorithm: type[Any]) -> None:
     before = state_of(model.policy.value_net)
     model.learn(UPDATE)
     assert differs(before, state_of(model.policy.value_net))
+
+
+@each_algorithm
+def test_common_names_are_the_users(algorithm: type[Any]) -> None:
+    class Own(algorithm):  # type: ignore[misc]
+        recorder = None
+
+        def _validate(self) -> None:
+            raise AssertionError
+
+    model = make_model(Own)
+    model.guard = model.recorder = object()
+    model.learn(UPDATE)
+    assert model.recorder is model.guard

@@ -31,7 +31,7 @@ class Keeping(AdaptiveTRPO):
     kept: list[Kept]
 
     def train(self) -> None:
-        rollout = self.recorder.rollout(self)
+        rollout = self.rollout_recorder.rollout(self)
         self.n_faulty_steps += int(rollout.faulty.sum())
         held = {name: copied(value) for name, value in vars(self.rollout_buffer).items() if name in ARRAYS}
         self.kept.append(Kept(rollout, make_batch(self.rollout_buffer, rollout.faulty), held))

@@ -203,8 +203,8 @@ class Looks(BaseCallback):
 def test_rollouts_of_ones_own_are_not_taken_for_those_of_training(algorithm: type[Any]) -> None:
     seen: list[Rollout] = []
     model = bandit_model(algorithm, make_vec_env(lambda: Bandit(1.0, 2.0), N_ENVS))
-    record = model.recorder.rollout
-    model.recorder.rollout = lambda of: seen.append(record(of)) or seen[-1]
+    record = model.rollout_recorder.rollout
+    model.rollout_recorder.rollout = lambda of: seen.append(record(of)) or seen[-1]
     model.learn(4 * UPDATE, callback=Looks())
     assert len(seen) == 4
     assert all(rollout.is_recorded and rollout.rewards.min() >= 1.0 for rollout in seen)
@@ -274,8 +274,8 @@ class Colours(BaseFeaturesExtractor):
 def test_last_observations_are_those_that_stock_sees(algorithm: type[Any]) -> None:
     kwargs = {"net_arch": [8], "features_extractor_class": Colours}
     model = make_model(algorithm, ChannelFirst(DummyVecEnv([Camera] * 2)), "CnnPolicy", policy_kwargs=kwargs)
-    record, ends = model.recorder.rollout, []
-    model.recorder.rollout = lambda of: ends.append(record(of)) or ends[-1]
+    record, ends = model.rollout_recorder.rollout, []
+    model.rollout_recorder.rollout = lambda of: ends.append(record(of)) or ends[-1]
     train(model, n_updates=2)
     colours = ends[0].terminal_observations.mean((2, 3)) / 255
     np.testing.assert_array_equal(colours, [[1, 0, 0]] * len(colours))
