@@ -500,7 +500,7 @@ class ComplexCritic(ActorCriticPolicy):
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
 
-@each_algorithm
+@pytest.mark.parametrize("algorithm", [AdaptiveTRPO, PenaltyPPO])
 def test_a_critic_may_have_complex_weights(algorithm: type[Any]) -> None:
     model = make_model(algorithm, policy=ComplexCritic)
     before = state_of(model.policy.value_net)
