@@ -11,8 +11,7 @@ th.set_num_threads(1)
 # What these see runs lines that the other tests run as well (but for some 20 of 8,000): to trace them takes two fifths
 # of their time. Coverage is thus at least what is reported.
 NOT_TRACED = (
-    *("cases", "docs", "faults", "test_buffers_of_the_user.py", "test_calibration.py", "test_callbacks.py"),
-    *("test_commands.py", "test_outside_the_modules.py"),
+    *("cases", "docs", "faults", "test_calibration.py", "test_callbacks.py", "test_commands.py"),
     *("test_conjugate_gradient.py", "test_constructors.py", "test_determinism.py", "test_fisher.py"),
     *("test_hyperparameters.py", "test_improvement.py", "test_learning.py", "test_line_search.py", "test_radius.py"),
     *("test_recorder.py", "test_samplers.py", "test_saving.py", "test_spaces.py", "test_speed.py"),
