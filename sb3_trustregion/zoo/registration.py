@@ -11,10 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.vec_env import VecEnv
-
 import sb3_trustregion
 from sb3_trustregion import ALGORITHMS
 
@@ -81,7 +77,7 @@ def _of_what_can_be(maybe_normalize: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap ``ExperimentManager._maybe_normalize``: our ``default`` entries normalise whatever a task shows."""
 
     @functools.wraps(maybe_normalize)
-    def wrapper(self: Any, env: VecEnv, eval_env: bool) -> Any:
+    def wrapper(self: Any, env: Any, eval_env: bool) -> Any:
         if self.algo in ALGORITHMS:
             leave_out_what_cannot_be_normalized(self, env.observation_space)
         return maybe_normalize(self, env, eval_env)
@@ -89,8 +85,11 @@ def _of_what_can_be(maybe_normalize: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-def leave_out_what_cannot_be_normalized(manager: Any, space: spaces.Space[Any]) -> None:
+def leave_out_what_cannot_be_normalized(manager: Any, space: Any) -> None:
     """Have ``normalize`` leave images and discrete observations as they are, unless the user says otherwise."""
+    from gymnasium import spaces
+    from stable_baselines3.common.preprocessing import is_image_space
+
     parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
     fit = [key for key, part in parts.items() if isinstance(part, spaces.Box) and not is_image_space(part)]
     if len(fit) < len(parts):
