@@ -15,29 +15,21 @@ from sb3_trustregion.common.guard import accept, refuse
 from sb3_trustregion.common.judge import Judge, Snapshot, Verdict, make_judge, rule_of
 from sb3_trustregion.common.learning_data import make_batch, replace_faulty_samples
 from sb3_trustregion.common.on_policy import (
+    MadeWhenAsked,
     TrustRegionOnPolicyAlgorithm,
     begin_update,
     find_actor,
-    made_when_asked,
     tells_what_acts,
 )
 from sb3_trustregion.common.update_log import log_update, of_evaluation, of_no_update
-from sb3_trustregion.common.validation import (
-    as_schedule,
-    check_number,
-    check_schedule,
-    settle,
-    settle_ppo,
-    sizes_of_ppo,
-)
-from sb3_trustregion.core.batch import Batch, pieces_of, take
+from sb3_trustregion.common.validation import as_schedule, check_number, settle, settle_ppo, sizes_of_ppo
+from sb3_trustregion.core.batch import Batch, take
 from sb3_trustregion.core.conjugate_gradient import conjugate_gradient
 from sb3_trustregion.core.distributions import preserved_distribution
-from sb3_trustregion.core.functional import uncompiled
-from sb3_trustregion.core.line_search import reliability
+from sb3_trustregion.core.functional import pieces_for, uncompiled
+from sb3_trustregion.core.line_search import StepStatus, reliability
 from sb3_trustregion.core.parameters import NOBODY, ParameterVector
 from sb3_trustregion.core.radius import Decision, TrustRegionState
-from sb3_trustregion.core.step import StepStatus
 from sb3_trustregion.core.surrogate import Surrogate
 
 # Of ε: a ratio of 1 ± ε everywhere is a step of length √(2·KL) ≈ ε.
@@ -174,13 +166,12 @@ class AdaptivePPO(TrustRegionOnPolicyAlgorithm, PPO):
     def _check_arguments(self) -> None:
         super()._check_arguments()
         settle_ppo(self)
-        settle(self, check_schedule, "clip_range", at_least=0.0, infinite=True)
         settle(self, check_number, "target_kl", optional=True, at_least=0.0, infinite=True)
         rule = rule_of(self)
         if not rule.minimum <= 1.0 <= rule.maximum:
             raise ValueError(f"radius_bounds must contain 1, the factor to start from, got {self.radius_bounds}")
 
-    @made_when_asked
+    @MadeWhenAsked
     def judge(self) -> Judge:
         """What judges the updates; a subclass may put in another."""
         return make_judge(self, 1.0, self._given_clip_range())
@@ -327,7 +318,7 @@ def _entropy_bonus(model: AdaptivePPO, batch: Batch) -> float:
         return 0.0
     policy, entropies = uncompiled(model.policy), []
     with preserved_distribution(policy):
-        for piece in pieces_of(batch.observations):
+        for piece in pieces_for(policy, batch.observations):
             _, log_prob, entropy = policy.evaluate_actions(take(batch.observations, piece), batch.actions[piece])
             entropies.append((-log_prob if entropy is None else entropy).reshape(-1))
     unit = float(batch.advantages.std()) if model.normalize_advantage else 1.0

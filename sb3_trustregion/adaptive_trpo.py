@@ -9,14 +9,13 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_trustregion.common.judge import Judge, Snapshot, make_judge, rule_of
 from sb3_trustregion.common.natural_gradient import NaturalGradientAlgorithm
-from sb3_trustregion.common.on_policy import begin_update, made_when_asked
+from sb3_trustregion.common.on_policy import MadeWhenAsked, begin_update
 from sb3_trustregion.common.update_log import log_update, of_no_update, of_policy, of_step
 from sb3_trustregion.common.validation import check_integer, check_number, settle
 from sb3_trustregion.core.conjugate_gradient import CGSolution
 from sb3_trustregion.core.improvement import Promise
-from sb3_trustregion.core.line_search import backtrack, reliability
+from sb3_trustregion.core.line_search import Step, StepStatus, backtrack, reliability
 from sb3_trustregion.core.radius import Decision, TrustRegionState
-from sb3_trustregion.core.step import Step, StepStatus
 from sb3_trustregion.core.surrogate import Surrogate
 
 # A step that stayed below this share of the radius did not use it: the search cut it short.
@@ -172,12 +171,13 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
         if not rule.minimum <= self.target_kl <= rule.maximum:
             raise ValueError(f"target_kl must be within radius_bounds {self.radius_bounds}, got {self.target_kl}")
 
-    @made_when_asked
+    @MadeWhenAsked
     def judge(self) -> Judge:
         """What judges the steps; a subclass may put in another."""
         return make_judge(self, float(self.target_kl), float(self.target_kl))
 
     def _heed_arguments(self) -> None:
+        settle(self, check_number, "target_kl", at_least=0.0)  # a schedule of the user's own may end at 0
         self.judge.configure(rule_of(self), float(self.target_kl), float(self.target_kl), self.improvement_estimator)
 
     @property

@@ -20,7 +20,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from sb3_trustregion.common.files import DamagedFileError, check_complete, reading
 from sb3_trustregion.common.random_states import random_states, set_random_states
@@ -183,13 +183,15 @@ def _resumed(algorithm: type[Model], path: Path, state: dict[str, Any], env: Gym
     before = random_states()
     try:
         model = algorithm.load(path, env=env, **kwargs)
-        statistics = _matching(_normalizers(model), state["vec_normalize"])
+        statistics, moments = _statistics(model), state["vec_normalize"]
+        _check_statistics(statistics, moments)
         restart_environments(model, int(state["environment_seed"]))
         set_random_states(state["random"])
     except BaseException:
         set_random_states(before)
         raise
-    for part, (mean, var, count) in statistics:
+    for name, part in statistics.items():
+        mean, var, count = moments[name]
         part.mean, part.var, part.count = mean.numpy().copy(), var.numpy().copy(), float(count)
     return model
 
@@ -208,9 +210,10 @@ def training_state(model: BaseAlgorithm) -> dict[str, Any]:
     """What the model itself does not save, in tensors and plain numbers."""
     # Drawn from the step count, not from a generator: saving must not change what comes after.
     environment_seed = ((model.seed or 0) * 1_000_003 + model.num_timesteps) % 2**31
+    statistics = _statistics(model).items()
     return {
         "environment_seed": environment_seed,
-        "vec_normalize": [_statistics(normalizer) for normalizer in _normalizers(model)],
+        "vec_normalize": {name: [th.as_tensor(p.mean), th.as_tensor(p.var), float(p.count)] for name, p in statistics},
         "random": getattr(getattr(model, "rollout_recorder", None), "random_before", None) or random_states(),
     }
 
@@ -225,46 +228,24 @@ def _read_state(path: Path) -> dict[str, Any]:
         return {name: state[name] for name in ("environment_seed", "vec_normalize", "random")}
 
 
-def _normalizers(model: BaseAlgorithm) -> list[VecNormalize]:
-    """Every ``VecNormalize`` around the environments, from the outermost in."""
-    found, normalizer = [], model.get_vec_normalize_env()
+def _statistics(model: BaseAlgorithm) -> dict[str, RunningMeanStd]:
+    """By name what every ``VecNormalize`` around the environments goes by, from the outermost in."""
+    found: dict[str, RunningMeanStd] = {}
+    normalizer, depth = model.get_vec_normalize_env(), 0
     while normalizer is not None:
-        found.append(normalizer)
-        normalizer = unwrap_vec_normalize(normalizer.venv)
+        rms = normalizer.obs_rms if normalizer.norm_obs else {}
+        parts = rms if isinstance(rms, dict) else {"": rms}
+        found |= {f"{depth} observations {key}".rstrip(): part for key, part in parts.items()}
+        found[f"{depth} returns"] = normalizer.ret_rms
+        normalizer, depth = unwrap_vec_normalize(normalizer.venv), depth + 1
     return found
 
 
-def _statistics(normalizer: VecNormalize) -> dict[str, Any]:
-    observations = {key: _moments(part) for key, part in _of_observations(normalizer).items()}
-    return {"observations": observations, "returns": _moments(normalizer.ret_rms)}
-
-
-def _moments(part: RunningMeanStd) -> list[Any]:
-    return [th.as_tensor(part.mean), th.as_tensor(part.var), float(part.count)]
-
-
-def _of_observations(normalizer: VecNormalize) -> dict[str, RunningMeanStd]:
-    rms = normalizer.obs_rms if normalizer.norm_obs else {}
-    return rms if isinstance(rms, dict) else {"": rms}
-
-
-def _matching(normalizers: list[VecNormalize], saved: list[dict[str, Any]]) -> list[tuple[RunningMeanStd, list[Any]]]:
-    """Pair statistics with what was saved of them; a ``ValueError`` where they are not those that were saved."""
-    if len(normalizers) != len(saved):
-        no = "" if saved else "not "
-        raise ValueError(
-            f"env must {no}be wrapped in VecNormalize, as it was {no}when the checkpoint was written: {len(saved)} "
-            f"time(s), got {len(normalizers)}"
-        )
-    pairs = []
-    for normalizer, earlier in zip(normalizers, saved, strict=True):
-        present, moments = _of_observations(normalizer), earlier["observations"]
-        shapes = {key: tuple(part.mean.shape) for key, part in present.items()}
-        saved_shapes = {key: tuple(part[0].shape) for key, part in moments.items()}
-        if shapes != saved_shapes:
-            raise ValueError(f"env must normalise observations as the checkpoint's did, {saved_shapes}, got {shapes}")
-        pairs += [(normalizer.ret_rms, earlier["returns"]), *((present[key], moments[key]) for key in moments)]
-    return pairs
+def _check_statistics(present: dict[str, RunningMeanStd], saved: dict[str, list[Any]]) -> None:
+    shapes = {name: tuple(part.mean.shape) for name, part in present.items()}
+    saved_shapes = {name: tuple(mean.shape) for name, (mean, *_) in saved.items()}
+    if shapes != saved_shapes:
+        raise ValueError(f"env must be wrapped in VecNormalize as it was, {saved_shapes}, got {shapes}")
 
 
 def _sync_folder(folder: Path) -> None:

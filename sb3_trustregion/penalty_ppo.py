@@ -20,9 +20,9 @@ from sb3_trustregion.common.validation import as_schedule, check_number, settle,
 from sb3_trustregion.core.batch import take
 from sb3_trustregion.core.distributions import Parameters
 from sb3_trustregion.core.functional import uncompiled
+from sb3_trustregion.core.line_search import StepStatus
 from sb3_trustregion.core.parameters import restore, snapshot
 from sb3_trustregion.core.penalty import WEIGHTS, adapted, is_trainable, loss_terms, mean_kl, outputs_of
-from sb3_trustregion.core.step import StepStatus
 
 # The losses that are logged, by their names in stock PPO.
 LOSSES = "loss", "policy_gradient_loss", "value_loss", "entropy_loss"
@@ -42,7 +42,7 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
         C ← C/2 where d < d_targ/1.5,   C ← 2·C where d > 1.5·d_targ
 
     The KL is exact, not estimated from samples; in the loss it is joint over action dimensions, as in the paper. C is
-    ``model.penalty``, saved, within 1e-4 and 1e6. An update that leaves the finite numbers is undone, and doubles C.
+    ``model.penalty``, saved, within 1e-4 and 1e6. An update that leaves the finite numbers is undone, and C grows.
 
     Arguments are those of ``stable_baselines3.PPO`` without ``clip_range``, with their meanings and defaults, but for
 
@@ -180,10 +180,7 @@ class PenaltyPPO(TrustRegionOnPolicyAlgorithm, PPO):
     def _run_epochs(
         self, mini_batches: Iterable[MiniBatch], target: float
     ) -> tuple[dict[str, float], ValueError | None]:
-        """
-        Steps on mini-batches, one after the other, towards a joint KL of ``target``. Returns mean losses by name, and
-        what ``torch.distributions`` raises of what is not finite.
-        """
+        """Epochs towards a joint KL of ``target``: mean losses by name, and what torch raises of what is not finite."""
         clip_vf, progress = self.clip_range_vf, self._current_progress_remaining
         clip_range_vf = None if clip_vf is None else as_schedule(clip_vf)(progress)
         self._update_learning_rate(self.policy.optimizer)

@@ -21,8 +21,8 @@ from sb3_trustregion.common.judge import Judge, Snapshot
 from sb3_trustregion.common.learning_data import Rollout
 from sb3_trustregion.core.functional import uncompiled
 from sb3_trustregion.core.improvement import Promise
+from sb3_trustregion.core.line_search import StepStatus
 from sb3_trustregion.core.parameters import actor_parameters
-from sb3_trustregion.core.step import StepStatus
 from tests.environments import toy_vec_env
 
 ALGORITHMS = (NPG, AdaptiveTRPO, AdaptivePPO, PenaltyPPO)

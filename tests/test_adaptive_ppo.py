@@ -8,7 +8,7 @@ import pytest
 from stable_baselines3 import PPO
 
 from sb3_trustregion import AdaptivePPO
-from sb3_trustregion.core.step import StepStatus
+from sb3_trustregion.core.line_search import StepStatus
 from tests.environments import toy_vec_env
 from tests.helpers import (
     UPDATE,

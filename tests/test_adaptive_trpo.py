@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sb3_trustregion import NPG, AdaptiveTRPO
-from sb3_trustregion.core.step import StepStatus
+from sb3_trustregion.core.line_search import StepStatus
 from tests.environments import toy_vec_env
 from tests.helpers import (
     Ruinous,

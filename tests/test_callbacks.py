@@ -20,7 +20,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO, PenaltyPPO
-from sb3_trustregion.core.step import StepStatus
+from sb3_trustregion.core.line_search import StepStatus
 from tests.environments import ACTION_SPACES, toy_vec_env
 from tests.helpers import (
     ALGORITHMS,
@@ -274,3 +274,24 @@ def test_log_interval(tmp_path: Path, algorithm: type[Any]) -> None:
     with (tmp_path / "progress.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 2
     assert len(updates.made) == 6
+
+
+def test_a_target_that_a_callback_anneals_is_the_radius_of_each_step() -> None:
+    class Annealed(BaseCallback):
+        targets = iter([0.02, 0.02, 1e-4, 0.05, 0.0])
+
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            self.model.target_kl = next(self.targets)  # type: ignore[attr-defined]
+
+    model = make_model(AdaptiveTRPO, rollback_z=None)
+    updates = train(model, 5, callbacks=[Annealed()])
+    radii = [update.logged["train/radius"] for update in updates]
+    assert [radii[0], *radii[2:]] == [0.02, 1e-4, 0.05, model.radius_bounds[0]]
+    assert [math.isfinite(update.logged["train/actual_improvement"]) for update in updates[1:]] == [True] * 4
+    for target in (-1.0, math.nan):
+        model.target_kl = target
+        with pytest.raises(ValueError, match=f"target_kl must be >= 0, got {target}"):
+            model.learn(UPDATE)

@@ -179,7 +179,12 @@ MISTAKES: dict[str, tuple[type[Any], Callable[[], Any], dict[str, Any], str]] = 
         {},
         "env must be wrapped in VecNormalize",
     ),
-    "of rewards alone": (AdaptiveTRPO, lambda: normalized(norm_obs=False), {}, "env must normalise observations"),
+    "of rewards alone": (
+        AdaptiveTRPO,
+        lambda: normalized(norm_obs=False),
+        {},
+        "env must be wrapped in VecNormalize as it was",
+    ),
     "an argument out of range": (AdaptiveTRPO, normalized, {"gamma": 2.0}, r"gamma must be .*, got 2\.0"),
     "an argument of a wrong kind": (AdaptiveTRPO, normalized, {"n_steps": "64"}, "n_steps must be an integer"),
     "another network": (AdaptiveTRPO, normalized, {"policy_kwargs": {"net_arch": [3]}}, "policy kwargs do not equal"),
@@ -228,7 +233,7 @@ def numbers_in(env: Any) -> list[Any]:
 
 
 def test_normalisation_that_was_not_there_is_told(plain_folder: Path) -> None:
-    with pytest.raises(ValueError, match="env must not be wrapped in VecNormalize, as it was not"):
+    with pytest.raises(ValueError, match=r"env must be wrapped in VecNormalize as it was, \{\}, got"):
         resume(AdaptiveTRPO, plain_folder, VecNormalize(make_vec_env("CartPole-v1")), device="cpu")
 
 
@@ -315,7 +320,7 @@ def test_each_of_several_normalisations_goes_on(tmp_path: Path) -> None:
         assert inner.obs_rms.count == outer.obs_rms.count > 2 * ROLLOUT
         np.testing.assert_array_equal(inner.obs_rms.mean, outer.obs_rms.mean)
         assert inner.ret_rms.var == outer.ret_rms.var
-    with pytest.raises(ValueError, match=r"as it was when the checkpoint was written: 2 time\(s\), got 1"):
+    with pytest.raises(ValueError, match=r"as it was, .*1 returns.*, got"):
         resume(AdaptiveTRPO, tmp_path / "there.zip", make_env())
 
 

@@ -17,8 +17,8 @@ from sb3_trustregion.common.guard import STOP_AFTER, UnusableDataError
 from sb3_trustregion.common.learning_data import samples_of
 from sb3_trustregion.core import penalty
 from sb3_trustregion.core.distributions import kl_divergence, preserved_distribution
+from sb3_trustregion.core.line_search import StepStatus
 from sb3_trustregion.core.penalty import WEIGHTS, adapted, loss_terms, outputs_of
-from sb3_trustregion.core.step import StepStatus
 from tests.environments import ACTION_SPACES, OBSERVATION_SPACES, toy_vec_env
 from tests.helpers import (
     UPDATE,
@@ -150,7 +150,7 @@ def test_kl_is_of_the_distribution_that_acts(policy: type[Any]) -> None:
 )
 def test_without_penalty_it_is_ppo_without_clipping(kwargs: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit: the same samples in the same order, the same loss."""
-    monkeypatch.setattr(penalty, "kl_divergence", lambda kind, old, new: th.zeros(len(old[0])))
+    monkeypatch.setattr(penalty.distributions, "kl_divergence", lambda kind, old, new: th.zeros(len(old[0])))
     ours = make_model(PenaltyPPO, **kwargs).learn(3 * UPDATE)
     stock = make_model(PPO, clip_range=math.inf, **kwargs).learn(3 * UPDATE)
     assert_same(state_of(ours.policy), state_of(stock.policy))

@@ -40,11 +40,6 @@ class Variant:
     radius_factor: float = 1.0  # initial radius over the parent's
     replays: str = ""  # name of the variant whose record, with another seed, takes the place of feedback
 
-    @property
-    def is_adaptive(self) -> bool:
-        """Whether its radius is judged by what steps bring, or could be."""
-        return self.algorithm.startswith("adaptive_")
-
 
 def _main() -> Iterator[Variant]:
     for name in ("ppo", "trpo"):
@@ -101,7 +96,7 @@ def _all() -> dict[str, Variant]:
     ours = [variant for variant in main if variant.role == OURS]
     variants = [*main, *map(_tuned, ours), *_baselines()]
     for base in ours:
-        if base.is_adaptive:
+        if base.algorithm.startswith("adaptive_"):
             variants += _ablations(base)
     for base in list(variants):
         if base.name in INITIAL_RADII:

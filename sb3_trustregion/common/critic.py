@@ -34,12 +34,7 @@ def asked_anew(buffer: RolloutBuffer, n_passes: int, batch_size: int | None) -> 
 
 
 def fit_critic(policy: ActorCriticPolicy, actor: ParameterVector, mini_batches: Iterable[MiniBatch]) -> float:
-    """
-    Fit values to returns, a step of the optimiser for each mini-batch.
-
-    Returns the mean loss before those steps, 0 where there is nothing to fit, NaN where the fit left the finite numbers
-    and was undone.
-    """
+    """Fit values to returns, a step a mini-batch. Returns the mean loss before: 0 of none, NaN where it was undone."""
     optimizer, of_policy = policy.optimizer, {id(parameter) for parameter in policy.parameters()}
     moved = [parameter for group in getattr(optimizer, "param_groups", ()) for parameter in group["params"]]
     # Also what the user has the optimiser move beside the policy: a part of the critic's elsewhere.

@@ -33,11 +33,8 @@ def read_stock(
     path: File, device: th.device | str, custom_objects: dict[str, Any] | None, print_system_info: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """
-    Attributes, and state_dicts by name, of a model of stock PPO, A2C or TRPO, from a file or a file-like.
-
-    Arguments are those of SB3's ``load``; what ``custom_objects`` replace is not unpickled.
-
-    :raises ValueError: where the file is damaged or holds no policy
+    Attributes, and state_dicts by name, of a stock model. Arguments are those of SB3's ``load``: what
+    ``custom_objects`` replace is not unpickled. A ``ValueError`` where the file is damaged or holds no policy.
     """
     check_complete(path)
     if print_system_info:
@@ -77,11 +74,7 @@ def check_file(path: File, algorithm: str, own_arguments: tuple[str, ...]) -> No
 
 
 def check_complete(path: File) -> set[str]:
-    """
-    Read all that SB3's loader reads, but unpickle nothing: what goes wrong later is not the file's fault.
-
-    Returns the names of the attributes in the file; a ``ValueError`` where it is damaged or holds no policy.
-    """
+    """Names of the attributes in a file; a ``ValueError`` where any of it is damaged. It is read, but not unpickled."""
     file = open_path(path, "r", suffix="zip")
     try:
         with reading(path), zipfile.ZipFile(file) as archive:
@@ -106,10 +99,7 @@ def read_parameters(path: File, device: th.device | str) -> dict[str, Any]:
 
 @contextmanager
 def reading(path: object) -> Iterator[None]:
-    """
-    Tell whatever goes wrong as damage, by a ``ValueError`` that names the file and what to do, in place of the many
-    errors that a damaged file gives: not to be put around what an environment or arguments take part in.
-    """
+    """Tell all that goes wrong as damage of the file: not for what environments or arguments take part in."""
     try:
         yield
     except DamagedFileError:

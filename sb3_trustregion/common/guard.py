@@ -123,10 +123,7 @@ class Screen:
         return observations
 
     def _sound(self, observations: Any, n: int) -> BoolArray:
-        """
-        Whether what goes into statistics is usable, shape (n,). Of what does not, and of NaN beside known values, the
-        policy may make something.
-        """
+        """Shape (n,): whether what goes into statistics is usable; NaN beside known values is the policy's to judge."""
         normalized = observations
         if isinstance(observations, dict):
             normalized = {key: observations[key] for key in self.normalizer.norm_obs_keys or ()}
@@ -187,11 +184,7 @@ def usable(values: Any) -> BoolArray:
 
 
 def is_incomplete(observations: Any, is_more_known: bool) -> BoolArray:
-    """
-    (N, ...) or a dict of those to shape (N,): whether numbers of an environment are usable but for NaN among them.
-
-    :param is_more_known: whether there is anything beside those
-    """
+    """Shape (N,): whether numbers, (N, ...) or a dict, are usable but for NaN, and some known, or ``is_more_known``."""
     parts = [np.reshape(part, (len(part), -1)).astype(np.float64) for part in parts_of(observations)]
     numbers = np.concatenate(parts, axis=1)
     missing = np.isnan(numbers)
@@ -227,11 +220,7 @@ def writable(values: Any) -> npt.NDArray[Any]:
 
 
 def replace(values: Any, faulty: BoolArray, stand_ins: Any) -> None:
-    """
-    Put stand-ins (None: zeros) in place of faulty ones among (N, ...) values or a dict of those.
-
-    :raises ValueError: where they are not to be written to
-    """
+    """Put stand-ins (None: zeros) in place of faulty values, (N, ...) or a dict; a ``ValueError`` where read-only."""
     if not faulty.any():
         return
     if isinstance(values, dict):
@@ -246,10 +235,7 @@ def replace(values: Any, faulty: BoolArray, stand_ins: Any) -> None:
 
 
 def is_understood(policy: ActorCriticPolicy, observations: ObsArray) -> bool:
-    """
-    Whether a policy makes numbers of observations that are none, such as NaN or the largest float for a missing value:
-    whether its outputs and their gradients are usable (a logit may be -inf: a mask).
-    """
+    """Whether a policy makes usable outputs (a logit may be -inf) and gradients of NaN, or of the largest float."""
     policy = uncompiled(policy)
     try:
         with preserved_distribution(policy), th.enable_grad():

@@ -2,7 +2,7 @@
 Steps 4 and 5 of the trust-region algorithm as one object.
 
 ``expect`` registers what a step promised; ``review`` compares it with the rollout that follows, undoes the step or
-keeps it, and tells the next radius. The judge knows a policy and rollouts, no environment and no algorithm.
+keeps it, and tells the next radius. A judge knows a policy and rollouts, no environment and no algorithm.
 """
 
 import functools
@@ -17,33 +17,15 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import obs_as_tensor
 
+from sb3_trustregion.common import persistence
 from sb3_trustregion.common.learning_data import Rollout, copied, flatten_time
-from sb3_trustregion.common.persistence import (
-    Tensors,
-    can_be_taken_apart,
-    check_present,
-    numbers,
-    part,
-    put_together,
-    taken_apart,
-    text,
-    to_tensors,
-)
+from sb3_trustregion.common.persistence import Tensors
 from sb3_trustregion.common.validation import check_choice, check_integer, check_number, settle
+from sb3_trustregion.core import improvement
 from sb3_trustregion.core.batch import pieces_of, take
 from sb3_trustregion.core.distributions import Observations, in_double
-from sb3_trustregion.core.functional import ActionHead, ValueHead, uncompiled
-from sb3_trustregion.core.improvement import (
-    Estimate,
-    FloatArray,
-    Improvement,
-    Promise,
-    difference,
-    episode_returns,
-    own_share,
-    per_step,
-    performance,
-)
+from sb3_trustregion.core.functional import ActionHead, ValueHead, pieces_for, uncompiled
+from sb3_trustregion.core.improvement import Estimate, FloatArray, Improvement, Promise
 from sb3_trustregion.core.parameters import are_same, fingerprint, folded_into, is_finite, restore, snapshot, tensors_of
 from sb3_trustregion.core.radius import RadiusRule, TrustRegionState, restarted, shrink_radius, update_radius
 from sb3_trustregion.core.surrogate import LEAST_EFFECTIVE_SHARE, effective_share
@@ -87,7 +69,8 @@ class Snapshot(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """The snapshot as a dict, for a checkpoint."""
-        return {**self._asdict(), "optimizer": None if self.optimizer is None else taken_apart(self.optimizer)}
+        optimizer = None if self.optimizer is None else persistence.taken_apart(self.optimizer)
+        return {**self._asdict(), "optimizer": optimizer}
 
     @property
     def tensors(self) -> Tensors:
@@ -293,9 +276,9 @@ class Judge:
     def state_dict(self) -> Tensors:
         """Tensors by name, for a checkpoint."""
         # What the file cannot hold is not judged when it is loaded.
-        keeps = self.pending is not None and can_be_taken_apart(self.pending.before.optimizer)
+        keeps = self.pending is not None and persistence.can_be_taken_apart(self.pending.before.optimizer)
         records = {"pending": self.pending if keeps else None, "rejected": self.rejected, "state": self.state.as_dict()}
-        return {key: tensor for name, record in records.items() for key, tensor in to_tensors(record, name).items()}
+        return persistence.to_tensors(records)
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """
@@ -305,34 +288,33 @@ class Judge:
         """
         if not strict:
             state = {**self.state_dict(), **state}
-        self.state = TrustRegionState(**numbers(state, "state", get_type_hints(TrustRegionState)))
-        self.pending = pending_step(state, "pending") if part(state, "pending") else None
+        self.state = TrustRegionState(**persistence.numbers(state, "state", get_type_hints(TrustRegionState)))
+        self.pending = pending_step(state, "pending") if persistence.part(state, "pending") else None
         self.rejected = None
-        if part(state, "rejected"):
-            before = TrustRegionState(**numbers(state, "rejected.state", get_type_hints(TrustRegionState)))
-            fared = Estimate(**numbers(state, "rejected.performance", get_type_hints(Estimate)))
+        if persistence.part(state, "rejected"):
+            before = TrustRegionState(**persistence.numbers(state, "rejected.state", get_type_hints(TrustRegionState)))
+            fared = Estimate(**persistence.numbers(state, "rejected.performance", get_type_hints(Estimate)))
             self.rejected = Rejected(pending_step(state, "rejected.step"), fared, before)
 
     def _measure(self, rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> tuple[Estimate, Improvement]:
         """Step 4: measure how the policy fares after a step by the critic before it, and what the step brought."""
         residuals = functools.cache(lambda: old_residuals(rollout, step, policy))
         after = fares(rollout, step.scale, self.estimator, residuals)
-        whole = difference(after, step.baseline)
+        whole = improvement.difference(after, step.baseline)
         if self.estimator == "episodes":
-            return after, Improvement(*per_step(whole, rollout.episode_lengths), step.promise)
+            return after, Improvement(*improvement.per_step(whole, rollout.episode_lengths), step.promise)
         ratios = old_ratios(rollout, step.before, policy)
         if not effective_share(th.from_numpy(ratios)) >= LEAST_EFFECTIVE_SHARE:  # nor where ratios are NaN
             return after, Improvement(*whole, step.promise)
-        return after, Improvement(
-            *own_share(residuals(), ratios, rollout.dones, rollout.noise_held), step.promise, whole
-        )
+        share = improvement.own_share(residuals(), ratios, rollout.dones, rollout.noise_held)
+        return after, Improvement(*share, step.promise, whole)
 
 
 def fares(rollout: Rollout, scale: float, estimator: str, residuals: Callable[[], FloatArray]) -> Estimate:
     """How a policy fares in its rollout: mean episode return, which asks no critic, or mean TD residual."""
     if estimator == "episodes":
-        return episode_returns(rollout.episode_returns / scale)
-    return performance(residuals(), rollout.dones, rollout.noise_held)
+        return improvement.episode_returns(rollout.episode_returns / scale)
+    return improvement.performance(residuals(), rollout.dones, rollout.noise_held)
 
 
 def was_in_vain(rejected: Rejected, now: Estimate) -> bool:
@@ -380,10 +362,7 @@ def make_judge(model: Any, start: float, given: float) -> Judge:
 
 
 def obstacle(rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> str:
-    """
-    Why a step cannot be judged, nothing where it can: its policy and rollout must differ from those before by that step
-    alone.
-    """
+    """Why a step cannot be judged, "" where it can: policy and rollout must differ from those before by it alone."""
     if not rollout.is_recorded:
         return "the buffer holds or hands out what was not collected by collect_rollouts, one sample a step"
     # After a reset episodes are in another phase; not if that was so before.
@@ -396,10 +375,7 @@ def obstacle(rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> 
 
 @th.no_grad()
 def old_residuals(rollout: Rollout, step: PendingStep, policy: ActorCriticPolicy) -> FloatArray:
-    """
-    Shape (T, N): TD residuals of the rollout after a step by the critic before it, in the rewards' unit and with the
-    discount factor of that time.
-    """
+    """Shape (T, N): TD residuals after a step by the critic, the rewards' unit and the discount factor before it."""
     head, tensors = ValueHead(policy), step.before.tensors
 
     def values(observations: Observations) -> FloatArray:
@@ -420,20 +396,22 @@ def old_ratios(rollout: Rollout, before: Snapshot, policy: ActorCriticPolicy) ->
     actions = th.as_tensor(rollout.actions.reshape(-1, rollout.actions.shape[-1]), device=policy.device)
     actions = actions.long().flatten() if isinstance(policy.action_space, spaces.Discrete) else actions.float()
     head = ActionHead(policy)
-    parts = [in_double(head.at(before.tensors, take(observations, p), actions[p])[0]) for p in pieces_of(observations)]
+    pieces = pieces_for(policy, observations)
+    parts = [in_double(head.at(before.tensors, take(observations, piece), actions[piece])[0]) for piece in pieces]
     ratios: FloatArray = np.exp(th.cat(parts).cpu().numpy().reshape(rollout.shape) - rollout.log_probs)
     return ratios
 
 
 def pending_step(state: Mapping[str, Any], name: str) -> PendingStep:
     """Make a pending step of the tensors of one part."""
-    joint = numbers(state, f"{name}.before", {"joint": bool})["joint"]
-    moments = part(state, f"{name}.before.optimizer")
+    joint = persistence.numbers(state, f"{name}.before", {"joint": bool})["joint"]
+    moments = persistence.part(state, f"{name}.before.optimizer")
     if joint is True and not moments:
-        check_present(state, [f"{name}.before.optimizer"])
-    optimizer = put_together(moments) if moments else None
-    before = Snapshot(part(state, f"{name}.before.undone"), part(state, f"{name}.before.kept"), joint, optimizer)
-    plain = numbers(state, name, {"scale": float, "gamma": float, "started_fresh": bool})
-    baseline = Estimate(**numbers(state, f"{name}.baseline", get_type_hints(Estimate)))
-    promise = Promise(**numbers(state, f"{name}.promise", get_type_hints(Promise)))
-    return PendingStep(before, text(state, f"{name}.left"), baseline, promise, **plain)
+        persistence.check_present(state, [f"{name}.before.optimizer"])
+    optimizer = persistence.put_together(moments) if moments else None
+    undone, kept = (persistence.part(state, f"{name}.before.{which}") for which in ("undone", "kept"))
+    before = Snapshot(undone, kept, joint, optimizer)
+    plain = persistence.numbers(state, name, {"scale": float, "gamma": float, "started_fresh": bool})
+    baseline = Estimate(**persistence.numbers(state, f"{name}.baseline", get_type_hints(Estimate)))
+    promise = Promise(**persistence.numbers(state, f"{name}.promise", get_type_hints(Promise)))
+    return PendingStep(before, persistence.text(state, f"{name}.left"), baseline, promise, **plain)

@@ -1,7 +1,4 @@
-"""
-What Stable-Baselines3's rollout buffer holds when ``train()`` begins: in the order of time for the judge, as a batch
-for the step. Nothing is computed anew: rewards, advantages, returns and values are what SB3 or the user put there.
-"""
+"""What SB3's buffer holds when ``train()`` begins, nothing anew: in the order of time for the judge, and as a batch."""
 
 import copy
 from collections import deque
@@ -176,10 +173,7 @@ def as_advantages_say(rollout: Rollout, buffer: RolloutBuffer) -> Rollout:
 
 
 def handed_out(buffer: RolloutBuffer) -> FloatArray | None:
-    """
-    The advantages, (T, N), as a buffer hands them out; None where these are others than it holds, in an order of its
-    own: then nobody knows which steps they are of.
-    """
+    """Shape (T, N): the advantages as a buffer hands them out; None where nobody knows which steps these are of."""
     held: FloatArray = in_time(buffer, "advantages").astype(np.float64)
     if not draws_anew(buffer):
         return held
@@ -222,10 +216,7 @@ def make_batch(buffer: RolloutBuffer, faulty: BoolArray) -> Batch:
 
 
 def samples_of(buffer: RolloutBuffer) -> tuple[RolloutBufferSamples, bool]:
-    """
-    All samples as the buffer itself hands them out, at the cost of no random number; whether they are environment by
-    environment in the order of time.
-    """
+    """All samples as the buffer hands them out, at no random number; whether they are env by env in order of time."""
     if not is_stock(type(buffer).get) or {"get", "_get_samples"} & vars(buffer).keys():
         return _samples_of_own_get(buffer)
     view = copy.copy(buffer)
@@ -252,10 +243,7 @@ def _samples_of_own_get(buffer: RolloutBuffer) -> tuple[Any, bool]:
 
 
 def _order_of_own_get(buffer: RolloutBuffer) -> npt.NDArray[Any] | None:
-    """
-    Shape (T·N,): which samples a ``get`` hands out, one after the other, by values that are numbered: with the same
-    random numbers they are the same once more. None where they are not all of them, each once.
-    """
+    """Shape (T·N,): a ``get``'s order, by numbered values and the same random numbers; None if not each comes once."""
     every = np.arange(buffer.buffer_size * buffer.n_envs, dtype=np.float32)
     if not has_stock_fields(buffer) or np.size(buffer.values) != every.size:
         return None

@@ -19,19 +19,15 @@ from sb3_trustregion.common.validation import check_integer, check_number, settl
 from sb3_trustregion.core.batch import Batch
 from sb3_trustregion.core.conjugate_gradient import CGSolution, conjugate_gradient
 from sb3_trustregion.core.functional import uncompiled
+from sb3_trustregion.core.line_search import Step, StepStatus
 from sb3_trustregion.core.parameters import NOBODY, ParameterVector
-from sb3_trustregion.core.step import Step, StepStatus
 from sb3_trustregion.core.surrogate import Surrogate
 
 SUPPORTED_ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
 class NaturalGradientAlgorithm(TrustRegionOnPolicyAlgorithm):
-    """
-    The natural gradient (F + λI)⁻¹g of the surrogate, and a critic fitted apart from the actor.
-
-    Not meant to be used by itself; arguments as in ``sb3_contrib.TRPO``, documented in ``AdaptiveTRPO``.
-    """
+    """The natural gradient (F + λI)⁻¹g, and a critic fitted apart; a base class, arguments as in ``AdaptiveTRPO``."""
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = TRPO.policy_aliases
     _log_std_init = None

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch as th
@@ -38,38 +38,32 @@ from sb3_trustregion.core.parameters import ParameterVector, actor_parameters, o
 # log σ over half of what an action may range over, where the user chooses none: with SB3's σ = 1 the first actions are
 # mostly cut at bounds of ±1. ±100 and more stand for no bounds: simulators put them in, whose actions are of order 1.
 LOG_STD_INIT, WIDEST = -0.5, 1e2
-
-
 Part = TypeVar("Part")
 
 
-class MadeWhenAsked:
+class MadeWhenAsked(Generic[Part]):
     """A part that a model makes when it is asked for: ``_setup_model`` may be the user's own."""
 
-    def __init__(self, make: Callable[[Any], Any]) -> None:
+    def __init__(self, make: Callable[[Any], Part]) -> None:
         self.make = make
 
     def __set_name__(self, _owner: type[Any], name: str) -> None:
         self.name = name
 
-    def __get__(self, model: Any, _owner: Any = None) -> Any:
+    def __get__(self, model: Any, _owner: Any = None) -> Part:
         """Unlike ``functools.cached_property``, without a lock: classes may be pickled by value."""
         if model is None:
-            return self
+            return self  # type: ignore[return-value]
         if self.name not in vars(model):
             setattr(model, self.name, self.make(model))
-        return vars(model)[self.name]
-
-
-def made_when_asked(make: Callable[[Any], Part]) -> Part:
-    """What stands for a part of a model, by a function of the model that makes it."""
-    return cast("Part", MadeWhenAsked(make))
+        made: Part = vars(model)[self.name]
+        return made
 
 
 class TrustRegionOnPolicyAlgorithm(OnPolicyAlgorithm):
     """An on-policy algorithm that learns from SB3's buffer and keeps beside it what judging a step needs."""
 
-    rollout_recorder = made_when_asked(lambda _: Recorder())
+    rollout_recorder = MadeWhenAsked(lambda _: Recorder())
     # Only of algorithms that judge their steps.
     judge: Judge
     # Arguments that together tell this algorithm's files from others'.
@@ -269,11 +263,7 @@ def begin_update(model: TrustRegionOnPolicyAlgorithm) -> Rollout:
 
 
 def find_actor(policy: ActorCriticPolicy, batch: Batch, with_others: bool = False) -> ParameterVector:
-    """
-    Find which parameters act, anew at every update: the user may have frozen or replaced some.
-
-    :raises RuntimeError: where one of them is out of a trial point's reach
-    """
+    """Find which parameters act, as of this update; a ``RuntimeError`` where one is out of a trial point's reach."""
     policy = uncompiled(policy)
     beyond = out_of_reach(policy, batch)
     if any(beyond) or (beyond and with_others):

@@ -1,7 +1,4 @@
-"""
-Small records as tensors by dotted name, as SB3 saves a state_dict: its callers expect nothing else in there, and a file
-of tensors alone is loaded without trust in who wrote it.
-"""
+"""Small records as tensors by dotted name: as in a state_dict, and loaded without trust in who wrote the file."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -15,20 +12,21 @@ PLAIN: dict[str, Callable[[float], Any]] = {"bool": bool, "int": int, "float": f
 PLAIN |= {"dict": lambda number: {}, "list": lambda number: [], "tuple": lambda number: []}  # of nothing
 
 
-def to_tensors(value: Any, name: str) -> Tensors:
+def to_tensors(value: Any, *path: str) -> Tensors:
     """Tensors, numbers, texts, and mappings or records of those, as tensors by dotted name; None is left out."""
     if hasattr(value, "as_dict"):
         value = value.as_dict()
     elif hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, Mapping):
-        parts = [to_tensors(part, f"{name}.{key}") for key, part in value.items()]
+        parts = [to_tensors(part, *path, key) for key, part in value.items()]
         return {key: tensor for part in parts for key, tensor in part.items()}
     if value is None:
         return {}
     if isinstance(value, str):
         value = [float(code) for code in value.encode()]
-    return {name: value if isinstance(value, th.Tensor) else th.tensor(value, dtype=th.float64, device="cpu")}
+    tensor = value if isinstance(value, th.Tensor) else th.tensor(value, dtype=th.float64, device="cpu")
+    return {".".join(path): tensor}
 
 
 def taken_apart(value: Any, *path: Any) -> Tensors:
@@ -77,10 +75,7 @@ def part(state: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def numbers(state: Mapping[str, Any], name: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    Numbers of one part, by the type that each is to have; one that does not fit its type stays as it is. A
-    ``RuntimeError``, as of ``torch.nn.Module.load_state_dict``, where one is missing.
-    """
+    """Numbers of one part, each of its type if it fits; a ``RuntimeError``, as of torch, where one is missing."""
     saved = part(state, name)
     check_present(state, [f"{name}.{key}" for key in kinds])
     values = {key: float(saved[key]) for key in kinds}

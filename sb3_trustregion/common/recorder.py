@@ -17,17 +17,9 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
 
+from sb3_trustregion.common import learning_data
 from sb3_trustregion.common.guard import Screen, aside, is_understood, replace, usable
-from sb3_trustregion.common.learning_data import (
-    LARGEST_USABLE,
-    BoolArray,
-    ObsArray,
-    Rollout,
-    flatten_time,
-    has_stock_fields,
-    in_time,
-    observations_in_time,
-)
+from sb3_trustregion.common.learning_data import LARGEST_USABLE, BoolArray, ObsArray, Rollout
 from sb3_trustregion.core.batch import few_of, map_arrays, take
 from sb3_trustregion.core.distributions import Observations
 from sb3_trustregion.core.improvement import FloatArray
@@ -181,7 +173,7 @@ class Recorder:
         shape = buffer.buffer_size, buffer.n_envs
         is_recorded = (
             len(self._steps) == buffer.buffer_size
-            and has_stock_fields(buffer, "rewards", "episode_starts")
+            and learning_data.has_stock_fields(buffer, "rewards", "episode_starts")
             and self._steps[0][0].shape == buffer.episode_starts[0].shape  # not twice the samples, say
             and np.size(buffer.rewards) == np.prod(shape)  # nor several rewards a step
         )
@@ -210,10 +202,10 @@ class Recorder:
             last_observations=last_observations,
             terminal_observations=ends,
             truncated=truncated,
-            actions=in_time(buffer, "actions"),
-            log_probs=in_time(buffer, "log_probs"),
+            actions=learning_data.in_time(buffer, "actions"),
+            log_probs=learning_data.in_time(buffer, "log_probs"),
             rewards=rewards,
-            values=in_time(buffer, "values"),
+            values=learning_data.in_time(buffer, "values"),
             last_values=values_of(model.policy, obs_as_tensor(last_observations, model.device)),
             terminal_values=end_values,
             dones=dones,
@@ -237,12 +229,12 @@ def as_seen(model: OnPolicyAlgorithm) -> Any:
     The user's buffer may store them in a form of its own: those are right by which the critic finds its values again.
     """
     buffer = model.rollout_buffer
-    forms = observations_in_time(buffer, model._last_obs)
+    forms = learning_data.observations_in_time(buffer, model._last_obs)
     if len(forms) < 2:
         return forms[0] if forms else None
     some = few_of(forms[0]).numpy()
-    values = in_time(buffer, "values")[some].ravel()
-    parts = [flatten_time(take(form, some)) for form in forms]
+    values = learning_data.in_time(buffer, "values")[some].ravel()
+    parts = [learning_data.flatten_time(take(form, some)) for form in forms]
     errors = [np.abs(values_of(model.policy, obs_as_tensor(part, model.device)) - values).sum() for part in parts]
     return forms[int(np.argmin(errors))]
 

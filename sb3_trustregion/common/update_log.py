@@ -9,15 +9,12 @@ from stable_baselines3.common.utils import explained_variance
 
 from sb3_trustregion.common.judge import Verdict
 from sb3_trustregion.core.conjugate_gradient import CGSolution
-from sb3_trustregion.core.step import Step, StepStatus
+from sb3_trustregion.core.line_search import Step, StepStatus
 from sb3_trustregion.core.surrogate import Evaluation, Surrogate
 
 
 def log_update(model: OnPolicyAlgorithm, status: StepStatus, verdict: Verdict | None = None, **values: float) -> None:
-    """
-    Log one ``train()`` under ``train/``: what became of its step, the verdict on the step before, and further values by
-    name. Those that are not finite are left out.
-    """
+    """Log under ``train/`` what became of a step, the verdict on the one before, and other values: the finite ones."""
     logged: dict[str, float] = {
         "step_status": status.value,
         "n_invalid": model.n_invalid,  # type: ignore[attr-defined]

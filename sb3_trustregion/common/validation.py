@@ -99,20 +99,18 @@ def settle_on_policy(model: Any) -> None:
 
 
 def settle_ppo(model: Any) -> None:
-    """Settle the arguments that stock PPO has beyond other on-policy algorithms, but for its clip range."""
+    """Settle the arguments that stock PPO has beyond other on-policy algorithms."""
     settle(model, check_integer, "n_epochs", at_least=1)
     settle(model, check_integer, "batch_size", at_least=2 if model.normalize_advantage else 1)
     settle(model, check_schedule, "clip_range_vf", optional=True, above=0.0, infinite=True)
     settle(model, check_number, "ent_coef")
     settle(model, check_number, "vf_coef", at_least=0.0)
     settle(model, check_number, "max_grad_norm", at_least=0.0, infinite=True)
+    settle(model, check_schedule, "clip_range", at_least=0.0, infinite=True)
 
 
 def sizes_of_ppo(env: Any, normalize_advantage: Any, n_steps: Any, batch_size: Any) -> tuple[bool, int, int]:
-    """
-    Check the three numbers that stock PPO's constructor divides by or asserts before anything else is asked, and return
-    them as plain Python.
-    """
+    """Check, and return as plain Python, what stock PPO's constructor divides by or asserts before all else."""
     normalize_advantage = check_bool("normalize_advantage", normalize_advantage)
     at_least = 2 if normalize_advantage else 1
     batch_size = check_integer("batch_size", batch_size, at_least)
@@ -124,9 +122,7 @@ def check_sizes(model: Any) -> None:
     """Check what depends on the environments, before training: a model may be loaded with fewer, to be looked at."""
     n_samples, factor = model.n_steps * model.n_envs, getattr(model, "sub_sampling_factor", 1)
     if model.normalize_advantage and n_samples < 2:
-        raise ValueError(
-            f"n_steps * n_envs must be >= 2 where advantages are normalised, got {model.n_steps} * {model.n_envs}"
-        )
+        raise ValueError(f"n_steps * n_envs must be >= 2 to normalise advantages, got {model.n_steps} * {model.n_envs}")
     if factor > 1 and n_samples // factor < 2:
         raise ValueError(f"sub_sampling_factor must leave at least 2 of {n_samples} samples, got {factor}")
 

@@ -10,7 +10,7 @@ import torch as th
 from sb3_trustregion.core.distributions import Observations
 
 T = TypeVar("T")
-# Observations of so many bytes (in single precision) go through a policy at once: of images some hundreds.
+# Observations, or what is made of them, of so many bytes go through a policy at once: of images some hundreds.
 BYTES_AT_ONCE, LEAST_AT_ONCE = 2**24, 64
 # A critic is off where its errors vary so many times as much as the returns themselves.
 OFF = 1.5
@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     returns: th.Tensor  # (n,), targets of the critic
     signs: th.Tensor  # (n,), ±1 by blocks, see ``improvement.alternating_signs``
     blocks: npt.NDArray[np.int64]  # (n,), block of each sample, see ``improvement.block_ids``
-    log_probs: th.Tensor | None = None  # (n,), of the actions, as the buffer holds them; None where π_k itself acted
+    log_probs: th.Tensor  # (n,), of the actions, as the buffer holds them
 
     @property
     def n_samples(self) -> int:
@@ -71,10 +71,10 @@ def few_of(observations: Observations) -> th.Tensor:
     return th.linspace(0, n - 1, min(n, FEW), device="cpu").long()
 
 
-def pieces_of(observations: Observations) -> list[slice]:
-    """Cuts n observations so that what a network makes of each piece needs little memory."""
+def pieces_of(observations: Observations, width: int = 0) -> list[slice]:
+    """Cuts n observations so that what a network makes of each piece needs little memory: ``width`` numbers each."""
     tensors = parts_of(observations)
-    n, bytes_of_one = len(tensors[0]), 4 * sum(tensor[:1].numel() for tensor in tensors)
+    n, bytes_of_one = len(tensors[0]), 4 * max(sum(tensor[:1].numel() for tensor in tensors), width)
     at_once = max(BYTES_AT_ONCE // max(bytes_of_one, 1), LEAST_AT_ONCE)
     return [slice(start, start + at_once) for start in range(0, max(n, 1), at_once)]
 

@@ -11,14 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.distributions import (
-    BernoulliDistribution,
-    CategoricalDistribution,
-    DiagGaussianDistribution,
-    Distribution,
-    MultiCategoricalDistribution,
-    StateDependentNoiseDistribution,
-)
+from stable_baselines3.common import distributions as sb3
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch.distributions import Independent, Normal
 
@@ -26,8 +20,8 @@ Observations = th.Tensor | dict[str, th.Tensor]
 # Gaussian: (mean, standard deviation), each (B, A). Categorical, Bernoulli: logits, one tensor a component.
 Parameters = tuple[th.Tensor, ...]
 
-GAUSSIAN = (DiagGaussianDistribution, StateDependentNoiseDistribution)
-SUPPORTED = (*GAUSSIAN, CategoricalDistribution, MultiCategoricalDistribution, BernoulliDistribution)
+GAUSSIAN = (sb3.DiagGaussianDistribution, sb3.StateDependentNoiseDistribution)
+SUPPORTED = (*GAUSSIAN, sb3.CategoricalDistribution, sb3.MultiCategoricalDistribution, sb3.BernoulliDistribution)
 
 
 class UnknownDistributionError(ValueError):
@@ -58,17 +52,14 @@ def joined(outputs: Iterable[Parameters]) -> Parameters:
 
 
 def dimensions(kind: Distribution, parameters: Parameters) -> int:
-    """
-    Over how many action dimensions sb3-contrib averages KL and Fisher matrix, which are sums here: A for Gaussian and
-    Bernoulli, 1 for categorical distributions.
-    """
-    return parameters[0].shape[-1] if isinstance(kind, (*GAUSSIAN, BernoulliDistribution)) else 1
+    """Over how many dimensions sb3-contrib averages KL and F, sums here: A of Gaussian and Bernoulli, else 1."""
+    return parameters[0].shape[-1] if isinstance(kind, (*GAUSSIAN, sb3.BernoulliDistribution)) else 1
 
 
 def distribution_parameters(distribution: Distribution) -> Parameters:
     """Parameters of what ``policy.get_distribution`` returns, batch first, attached to the graph."""
     check_supported(distribution)
-    if isinstance(distribution, MultiCategoricalDistribution):
+    if isinstance(distribution, sb3.MultiCategoricalDistribution):
         return tuple(component.logits for component in distribution.distribution)
     inner: Any = distribution.distribution  # by whatever the user has overridden
     inner = inner.base_dist if isinstance(inner, Independent) else inner
@@ -81,14 +72,11 @@ def distribution_parameters(distribution: Distribution) -> Parameters:
 
 
 def kl_divergence(kind: Distribution, old: Parameters, new: Parameters) -> th.Tensor:
-    """
-    KL(old ‖ new) of each state, shape (B,), nats, joint over action dimensions; ``kind`` is any distribution of the
-    policy's kind. In double precision: small steps cancel.
-    """
+    """KL(old ‖ new) of each state, shape (B,), nats, joint over dimensions, in double precision: small steps cancel."""
     old, new = tuple(map(in_double, old)), tuple(map(in_double, new))
     if isinstance(kind, GAUSSIAN):
         return _gaussian_kl(old, new)
-    if isinstance(kind, BernoulliDistribution):
+    if isinstance(kind, sb3.BernoulliDistribution):
         return _bernoulli_kl(old[0], new[0])
     return th.stack([_categorical_kl(o, n) for o, n in zip(old, new, strict=True)]).sum(dim=0)
 
@@ -108,7 +96,7 @@ def fisher_times(kind: Distribution, parameters: Parameters, tangents: Parameter
     if isinstance(kind, GAUSSIAN):
         precision = parameters[1] ** -2
         return tangents[0] * precision, 2.0 * tangents[1] * precision
-    if isinstance(kind, BernoulliDistribution):
+    if isinstance(kind, sb3.BernoulliDistribution):
         p = th.sigmoid(parameters[0])
         return (_times(p * (1.0 - p), tangents[0]),)
     return tuple(_categorical_fisher(logits, t) for logits, t in zip(parameters, tangents, strict=True))

@@ -5,17 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 from torch.func import functional_call
 
-from sb3_trustregion.core.distributions import (
-    Observations,
-    Parameters,
-    distribution_parameters,
-    preserved_distribution,
-)
+from sb3_trustregion.core.batch import pieces_of
+from sb3_trustregion.core.distributions import Observations, Parameters, distribution_parameters, preserved_distribution
 
 
 class PolicyFunction(nn.Module):
@@ -66,12 +63,13 @@ def uncompiled(policy: ActorCriticPolicy) -> ActorCriticPolicy:
     return original
 
 
-def unfold(policy: ActorCriticPolicy) -> None:
-    """
-    Show parameters that modules fold into others in evaluation mode, as LoRA's layers do: they override ``train``.
+def pieces_for(policy: ActorCriticPolicy, observations: Observations) -> list[slice]:
+    """As ``pieces_of``: of many actions KL and log-probabilities, some numbers of double precision each, need more."""
+    return pieces_of(observations, 8 * spaces.flatdim(policy.action_space))
 
-    Everything else stays as the policy acts: dropout, and statistics of the data.
-    """
+
+def unfold(policy: ActorCriticPolicy) -> None:
+    """Show parameters folded away in evaluation, as by LoRA, whose layers override ``train``; all else stays so."""
     for module in policy.modules():
         if has_ways_of_training(module) and not module.training:
             modes = {part: part.training for part in module.modules()}

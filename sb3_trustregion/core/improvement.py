@@ -99,7 +99,7 @@ class Improvement(NamedTuple):
 
     @property
     def noise(self) -> float:
-        """Standard error of ``actual``, kept off zero so that it can divide."""
+        """Standard error of ``actual``, kept off zero, so that it can divide, where anything is not zero."""
         return max(self.stderr, 1e-2 * abs(self.predicted) + 1e-2 * abs(self.actual))
 
     @property
@@ -117,10 +117,7 @@ class Improvement(NamedTuple):
 
 
 def blocks_per_env(n_steps: int, n_envs: int) -> int:
-    """
-    In how many blocks of consecutive steps each environment's series of T steps is cut: where a single series would
-    leave no variance to estimate, in two at least.
-    """
+    """In how many blocks each environment's T steps are cut: a single series in two at least, for a variance."""
     wanted = max(round(TARGET_BLOCKS / n_envs), 2 if n_envs == 1 else 1)
     return max(min(wanted, n_steps), 1)
 

@@ -1,23 +1,44 @@
 """Steps 2 and 3 of the trust-region algorithm: scale a direction to the radius, backtrack, name what came of it."""
 
 import math
+from enum import Enum
+from typing import NamedTuple
 
 import torch as th
 
 from sb3_trustregion.core.conjugate_gradient import CGSolution
-from sb3_trustregion.core.step import Step, StepStatus
-from sb3_trustregion.core.surrogate import HERE, Surrogate
+from sb3_trustregion.core.surrogate import HERE, Evaluation, Surrogate
 
 # xᵀFx comes by subtraction of the damping: below this share of the damped curvature it is rounding.
 CURVATURE_FLOOR = 1e-2
-# x is solved to be short by the states of the sub-sample: over all states it goes 0 to 25 % further (KL of the first
-# trial point over the radius on Hopper, HalfCheetah and CartPole), which would cost nearly every step a second trial.
+# x is fitted to the states of the sub-sample, where it is short: over all states it goes 0 to 25 % further (KL of the
+# first trial point over the radius on Hopper, HalfCheetah and CartPole), which would cost nearly every step a second.
 SUB_SAMPLED_SHARE = 0.8
 # A policy is random where its KL to itself, which should be zero, is at least such a share of the radius.
 RANDOM_SHARE = 0.01
 # Gains of a policy that has no other action left are rounding: below this share of the mean |Â|.
 ROUNDING = 1e-7
 VANISHING = "the gradient vanishes or is not finite"
+
+
+class StepStatus(Enum):
+    """What became of a step. Invalid is not rejected: it was never taken, so nothing was measured."""
+
+    ACCEPTED = 1
+    REJECTED = 0
+    INVALID = -1
+
+
+class Step(NamedTuple):
+    """A step from θ_k, or the reason why there is none."""
+
+    status: StepStatus  # accepted or invalid; rejected is only known after the next rollout
+    parameters: th.Tensor  # (P,), θ_{k+1}; θ_k where invalid
+    evaluation: Evaluation  # model at ``parameters``
+    linear_gain: float  # gᵀs, gain of the linearised model, reward units
+    n_backtracks: int = 0  # trial points beyond the first
+    reason: str = ""  # empty where accepted
+    radius_at_fault: bool = False  # whether a smaller radius could have made the step valid
 
 
 def invalid_step(surrogate: Surrogate, reason: str, n_backtracks: int = 0, radius_at_fault: bool = False) -> Step:
@@ -34,7 +55,7 @@ def step_size(solution: CGSolution, surrogate: Surrogate, radius: float, shortes
     """
     How far along x the quadratic model of the KL reaches the radius: α = √(2δ/xᵀFx) (Schulman et al. 2015, appendix C).
 
-    With a Fisher matrix over less than half of the states only ``SUB_SAMPLED_SHARE`` of δ is aimed at, and also where
+    With a Fisher matrix over at most half of the states only ``SUB_SAMPLED_SHARE`` of δ is aimed at, and also where
     the last trial point, ``shortest`` of the first, would be further. NaN where the curvature is not usable.
     """
     damped = float(solution.damped_curvature)
@@ -54,7 +75,7 @@ def fixed_step(surrogate: Surrogate, solution: CGSolution, alpha: float) -> Step
     parameters = surrogate.origin + alpha * solution.x
     evaluation = surrogate.at(parameters)
     if not evaluation.is_finite:
-        return invalid_step(surrogate, "the step leaves the finite numbers", radius_at_fault=True)
+        return invalid_step(surrogate, "the step leaves the finite numbers")
     return Step(StepStatus.ACCEPTED, parameters, evaluation, alpha * float(surrogate.gradient.dot(solution.x)))
 
 

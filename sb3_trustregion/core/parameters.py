@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_trustregion.core.batch import Batch, few_of, pieces_of, take
+from sb3_trustregion.core.batch import Batch, few_of, take
 from sb3_trustregion.core.distributions import Observations, distribution_parameters, preserved_distribution
-from sb3_trustregion.core.functional import ActionHead, folded_in, unfold
-from sb3_trustregion.core.jacobian import differentiable_twice
+from sb3_trustregion.core.fisher import differentiable_twice
+from sb3_trustregion.core.functional import ActionHead, folded_in, pieces_for, unfold
 
 # SB3's name of what is the critic's even where logits depend on it, as in sb3-contrib.
 VALUE_HEAD = "value_net"
@@ -63,8 +63,9 @@ def actor_parameters(policy: ActorCriticPolicy, observations: Observations) -> P
     The layout of the trainable parameters that influence the action distribution, empty where all of them are frozen:
     autograd knows, names do not. By all observations that are learned from: a head may act in some states alone.
     """
-    pieces = [_acting(policy, take(observations, piece))[1] for piece in pieces_of(observations)]
-    actor = {name: leaf for name, leaf in policy.named_parameters() if any(name in piece for piece in pieces)}
+    pieces = pieces_for(policy, observations)
+    acting = [_acting(policy, take(observations, piece))[1] for piece in pieces]
+    actor = {name: leaf for name, leaf in policy.named_parameters() if any(name in some for some in acting)}
     outputs, leaves = _acting(policy, take(observations, few_of(observations)))
     return ParameterVector(
         names=tuple(actor),

@@ -1,5 +1,6 @@
 """The terms of PPO's loss with a KL penalty in place of clipping, and how the weight of that penalty adapts."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch as th
@@ -9,17 +10,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch.nn import functional as F
 
-from sb3_trustregion.core.batch import few_of, pieces_of, take
-from sb3_trustregion.core.distributions import (
-    Observations,
-    Parameters,
-    dimensions,
-    distribution_parameters,
-    joined,
-    kl_divergence,
-    preserved_distribution,
-)
-from sb3_trustregion.core.functional import uncompiled
+from sb3_trustregion.core import distributions
+from sb3_trustregion.core.batch import few_of, take
+from sb3_trustregion.core.distributions import Observations, Parameters, preserved_distribution
+from sb3_trustregion.core.functional import pieces_for, uncompiled
 
 # Beyond these C is as good as none, or as a standstill; back from there it takes some twenty updates.
 WEIGHTS: dict[str, Any] = {"at_least": 1e-4, "at_most": 1e6}
@@ -57,7 +51,7 @@ def loss_terms(
         # By now that holds what was evaluated, unless the user's policy has its own ways.
         if new.distribution is None or not th.equal(new.log_prob(actions), log_probs):
             new = policy.get_distribution(samples.observations)
-        kl = kl_divergence(new, old, distribution_parameters(new)).mean()
+        kl = distributions.kl_divergence(new, old, distributions.distribution_parameters(new)).mean()
     if normalize_advantage and len(advantages) > 1:
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     values = values.flatten()
@@ -74,37 +68,38 @@ def loss_terms(
 @th.no_grad()
 def outputs_of(policy: ActorCriticPolicy, observations: Observations) -> tuple[Parameters, int]:
     """Parameters of the action distributions, batch first; over how many dimensions their KL is averaged."""
-    kind, outputs = _distributions(policy, observations)
-    return outputs, dimensions(kind, outputs)
+    _, kinds, pieces = zip(*_distributions(policy, observations), strict=True)
+    outputs = distributions.joined(pieces)
+    return outputs, distributions.dimensions(kinds[-1], outputs)
 
 
 def is_trainable(policy: ActorCriticPolicy, observations: Observations) -> bool:
     """Whether something that acts is trainable, as a few of the observations tell."""
-    _, outputs = _distributions(policy, take(observations, few_of(observations)))
-    return any(output.requires_grad for output in outputs)
+    of_few = list(_distributions(policy, take(observations, few_of(observations))))
+    return any(output.requires_grad for *_, outputs in of_few for output in outputs)
 
 
 @th.no_grad()
 def mean_kl(policy: ActorCriticPolicy, observations: Observations, old: Parameters) -> th.Tensor:
-    """
-    Mean KL(old‖new), nats, joint over action dimensions, from what ``outputs_of`` gave before an update to the policy
-    after it; NaN where that gives no proper distribution.
-    """
+    """Mean joint KL(old‖new), nats; ``old`` is what ``outputs_of`` gave before. NaN where the policy is not finite."""
     try:
-        kind, new = _distributions(policy, observations)
-        return kl_divergence(kind, old, new).mean()
+        kls = []
+        for piece, kind, new in _distributions(policy, observations):
+            kls.append(distributions.kl_divergence(kind, tuple(output[piece] for output in old), new))
+        return th.cat(kls).mean()
     except ValueError:  # torch.distributions refuses parameters that are not finite
         return th.tensor(th.nan, device="cpu")
 
 
-def _distributions(policy: ActorCriticPolicy, observations: Observations) -> tuple[Distribution, Parameters]:
-    """A distribution of the policy's kind, and the parameters of those in all states."""
-    policy, outputs = uncompiled(policy), []
+def _distributions(
+    policy: ActorCriticPolicy, observations: Observations
+) -> Iterator[tuple[slice, Distribution, Parameters]]:
+    """Piece by piece which states, a distribution of the policy's kind, and the parameters of theirs."""
+    policy = uncompiled(policy)
     with preserved_distribution(policy):
-        for piece in pieces_of(observations):
+        for piece in pieces_for(policy, observations):
             distribution = policy.get_distribution(take(observations, piece))
-            outputs.append(distribution_parameters(distribution))
-        return distribution, joined(outputs)
+            yield piece, distribution, distributions.distribution_parameters(distribution)
 
 
 def adapted(weight: float, ratio: float, tolerance: float, factor: float) -> float:

@@ -7,17 +7,13 @@ The default, ``noise_aware``, goes to a radius known to be good (``prior``) as f
 
     actual = predicted·(1 - θ·s)
 
-for a step of length s = √(2·KL): the model is linear, the truth bends. θ is a ratio of sums over the last ``window``
-steps, each step weighed by its own standard error, so what is known of other lengths counts for this one. A step gains
-most where half of its promise is kept, and three quarters of that where three quarters or one quarter is kept: the
-thresholds of the textbook. Shorter than the one and longer than the other a step is not to be, where θ is known so
-well; in between one step cannot tell what is best for the training to come, and practice decides. What a single step
-promises on fresh data is mostly noise, hence a promise is what the step gained on its own batch times the reliability
-of such gains over the window. That share is itself known only so well, and a promise thought too small is easily kept:
-for longer steps it is taken as large as it may be. The way back to ``prior`` is gone faster than any other: what a
-step too long does to a policy may last. That a ratio under noise must be relaxed by the noise is Sun & Nocedal 2022
-(arXiv 2201.00973); actual against predicted is Conn, Gould & Toint 2000, ch. 6; that a greedy choice of the step is too
-short is Wu et al. 2018 (arXiv 1803.02021).
+for a step of length s = √(2·KL), with θ a ratio of sums over the last ``window`` steps, each weighed by its own
+standard error. A step gains most where half of its promise is kept, and three quarters of that where three quarters or
+one quarter is kept, the thresholds of the textbook: where θ is known so well, steps are to be no shorter than the one
+and no longer than the other. A promise is what a step gained on its own batch times the reliability of such gains over
+the window, which for longer steps is taken as large as it may be. Why, and what failed, is in ``docs/radius.md``. That
+a ratio under noise must be relaxed by the noise is Sun & Nocedal 2022 (arXiv 2201.00973); actual against predicted is
+Conn, Gould & Toint 2000, ch. 6; that a greedy choice of the step is too short is Wu et al. 2018 (arXiv 1803.02021).
 """
 
 import math
@@ -113,7 +109,7 @@ class TrustRegionState:
     :param n_judged: steps measured so far
     :param n_rollbacks: steps undone so far
     :param n_feedback: decisions that would have been others with ``actual`` taken for zero
-    :param factor: last factor on the radius
+    :param factor: last factor on the radius; NaN where the user has given another one since
     :param rolled_back: whether the last judged step was undone
     """
 
@@ -177,6 +173,8 @@ def update_radius(state: TrustRegionState, measured: Improvement | None, rule: R
     :param rule: configuration
     :return: state after; ``rolled_back`` tells whether the step must be undone
     """
+    if math.isnan(state.factor):  # whatever the last step says of another radius, the next is to have the one given
+        rule = replace(rule, kind="fixed")
     if measured is None or not measured.is_informative:
         return replace(state, factor=1.0, rolled_back=False)
     pooled = _pool(state, measured, rule) if measured.is_promising else state
@@ -197,23 +195,15 @@ def update_radius(state: TrustRegionState, measured: Improvement | None, rule: R
 
 
 def restarted(state: TrustRegionState, rule: RadiusRule, start: float, given: float) -> TrustRegionState:
-    """
-    Heed what the user has set since: another initial radius, other bounds, a radius that is to stay.
-
-    Evidence about another radius is forgotten, counters go on.
-    """
+    """Heed another start (evidence on others is forgotten, counters go on), other bounds, a radius that is to stay."""
     if given != state.given:
-        return TrustRegionState(radius=start, given=given).counting_on(state)
+        state = TrustRegionState(radius=start, given=given, factor=math.nan).counting_on(state)
     radius = start if rule.kind == "fixed" else min(max(state.radius, rule.minimum), rule.maximum)
     return replace(state, radius=radius)
 
 
 def shrink_radius(state: TrustRegionState, rule: RadiusRule) -> TrustRegionState:
-    """
-    Answer a step that was invalid for its length: no trial point within the radius improved the model.
-
-    Not for a batch of NaNs or a gradient of zero: no radius mends those, and shrinking on would leave it useless.
-    """
+    """Answer a step invalid for its length; NaN or a gradient of zero would shrink the radius on for nothing."""
     factor = 1.0 if rule.kind == "fixed" else ROLLBACK_SHRINKAGE ** (rule.exponent / 2)
     return _scale(state, factor, rule)
 

@@ -3,9 +3,9 @@ Step 1 of the trust-region algorithm: the model of the objective around θ_k.
 
     L(θ) = mean of (π_θ(a|s)/π_k(a|s))·Â(s, a)        (Schulman et al. 2015, eq. 14)
 
-where the buffer tells of another policy that acted, or the user of a sample that counts less, Â times π_k/π_buffer,
-with its gradient, its Fisher matrix and, at any trial point, its gain and its KL. The policy is never changed: trial
-points are evaluated by a functional call, so that an interrupted search leaves nothing to restore.
+is known by its gradient, its Fisher matrix and, at any trial point, its gain and its KL. Where the buffer tells of
+another policy that acted, or the user of a sample that counts less, Â is times π_k/π_buffer. The policy is never
+changed: trial points are functional calls, so that an interrupted search leaves nothing to restore.
 """
 
 import math
@@ -14,12 +14,11 @@ from typing import NamedTuple
 import torch as th
 from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_trustregion.core.batch import Batch, map_arrays, pieces_of, take
+from sb3_trustregion.core.batch import Batch, map_arrays, take
 from sb3_trustregion.core.distributions import Observations, Parameters, dimensions, in_double, joined, kl_divergence
-from sb3_trustregion.core.fisher import FisherProduct
-from sb3_trustregion.core.functional import ActionHead
+from sb3_trustregion.core.fisher import CentralDifferences, FisherProduct
+from sb3_trustregion.core.functional import ActionHead, pieces_for
 from sb3_trustregion.core.improvement import Promise, batch_means
-from sb3_trustregion.core.jacobian import CentralDifferences
 from sb3_trustregion.core.parameters import ParameterVector
 
 # Fewer states than this make a Fisher matrix of noise; found by held-out gain at equal KL.
@@ -44,18 +43,14 @@ class Evaluation(NamedTuple):
         return math.isfinite(self.gain) and math.isfinite(self.kl)
 
     @property
-    def is_supported(self) -> bool:
-        """Whether the batch tells enough about that policy to let the radius grow on its word."""
-        return self.effective_share >= LEAST_EFFECTIVE_SHARE
-
-    @property
     def length(self) -> float:
         """√(2·KL), √nats."""
         return math.sqrt(2.0 * max(self.kl, 0.0))
 
     def promise(self, linear_gain: float, reliability: float, used_radius: bool) -> Promise:
         """What a step here promises on data that it was not fitted to; the arguments as in ``Promise``."""
-        used_radius = used_radius and self.is_supported
+        # Else the batch tells too little about that policy to let the radius grow on its word.
+        used_radius = used_radius and self.effective_share >= LEAST_EFFECTIVE_SHARE
         return Promise(self.gain, self.gain_stderr, linear_gain, reliability, self.length, used_radius)
 
 
@@ -103,18 +98,14 @@ class Surrogate:
         return result
 
     def _half(self, leaf: th.Tensor, batch: Batch, sign: float) -> tuple[th.Tensor, th.Tensor, Parameters, th.Tensor]:
-        """
-        The samples of one sign: which they are, their log π_k(a|s), the parameters of their distributions, batch first,
-        and their share of ∇L, shape (P,).
-        """
+        """Of the samples of one sign: indices, log π_k(a|s), distributions' parameters, and share of ∇L, shape (P,)."""
         samples = (batch.signs == sign).nonzero().flatten()
         half = batch.select(samples)
         log_probs, outputs, gradients = [], [], list[th.Tensor]()
-        for piece in pieces_of(half.observations):
+        for piece in pieces_for(self.head.policy, half.observations):
             with th.enable_grad():
                 log_prob, output = self._forward(leaf, take(half.observations, piece), half.actions[piece])
-            acted = None if half.log_probs is None else half.log_probs[piece]
-            advantages = half.advantages[piece] * weights(log_prob.detach(), acted)
+            advantages = half.advantages[piece] * weights(log_prob.detach(), half.log_probs[piece])
             gradients += th.autograd.grad(log_prob, leaf, advantages / batch.n_samples)
             log_probs.append(log_prob.detach())
             outputs.append(tuple(parameter.detach() for parameter in output))
@@ -139,13 +130,15 @@ class Surrogate:
     @th.no_grad()
     def at(self, vector: th.Tensor) -> Evaluation:
         """The model at a trial point θ, shape (P,); NaN where the policy gives no proper distribution there."""
-        observations, actions = self.batch.observations, self.batch.actions
+        observations, log_probs, kls = self.batch.observations, [], []
         try:
-            evaluated = [self._forward(vector, take(observations, p), actions[p]) for p in pieces_of(observations)]
+            for piece in pieces_for(self.head.policy, observations):
+                log_prob, new = self._forward(vector, take(observations, piece), self.batch.actions[piece])
+                log_probs.append(log_prob)
+                kls.append(kl_divergence(self.kind, tuple(old[piece] for old in self.outputs), new))
         except ValueError:  # torch.distributions refuses parameters that are not finite
             return NOWHERE
-        log_probs, outputs = zip(*evaluated, strict=True)
-        kl = float(kl_divergence(self.kind, self.outputs, joined(outputs)).mean())
+        kl = float(th.cat(kls).mean())
         log_ratios = in_double(th.cat(log_probs) - self.log_probs)
         # What counts for nothing, as an action that nobody would take, is not to become 0·∞.
         gains = th.where(self.batch.advantages == 0.0, 0.0, self.batch.advantages * th.expm1(log_ratios))
@@ -153,10 +146,8 @@ class Surrogate:
         return Evaluation(gain.mean, gain.stderr, kl, effective_share(th.exp(log_ratios)))
 
 
-def weights(log_probs: th.Tensor, acted: th.Tensor | None) -> th.Tensor:
-    """Shape (n,): π_k/π_buffer, exactly 1 where they differ by rounding alone, and where nobody tells of another π."""
-    if acted is None:
-        return th.ones_like(log_probs)
+def weights(log_probs: th.Tensor, acted: th.Tensor) -> th.Tensor:
+    """Shape (n,): π_k/π_buffer, exactly 1 where they differ by rounding alone."""
     differences = log_probs - acted.to(log_probs.dtype)
     return th.exp(th.where(differences.abs() < SAME_LOG_PROB, 0.0, differences))
 

@@ -1,7 +1,4 @@
-"""
-Optuna search spaces for RL Zoo's ``-optimize``: the few hyperparameters that matter for a task, in terms that hold for
-all our algorithms, and what an algorithm declares in its ``search_space``: how far a step may go.
-"""
+"""Optuna's search spaces for RL Zoo: what matters for a task, and each algorithm's ``search_space``, for its steps."""
 
 import functools
 import math

@@ -70,7 +70,7 @@ def _files(spec: RunSpec, quality: float) -> dict[str, bytes]:
 def _progress(spec: RunSpec, rng: np.random.Generator) -> pd.DataFrame:
     steps = np.arange(UPDATE, spec.n_timesteps + 1, UPDATE, dtype=float)
     frame = pd.DataFrame({"timesteps": steps, "seconds": steps * 1e-4})
-    if not spec.variant.is_adaptive:
+    if not spec.variant.algorithm.startswith("adaptive_"):
         return frame
     count, grow = len(steps), 0.0 if spec.hyperparameters.get("radius_rule") == "fixed" else 0.15
     radius = 0.01 * np.exp(np.cumsum(grow * rng.normal(size=count)))

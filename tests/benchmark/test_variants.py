@@ -153,8 +153,8 @@ def test_a_grid_may_define_variants() -> None:
         ("npg", {"base": "npg"}, "name must be new"),
         ("../mine", {"base": "npg"}, "name must be new"),
         ("mine", {"base": ["npg"]}, "variant must be one of"),
-        ("mine", {"base": "npg", "hyperparameters": 5}, "must be by names npg knows, got 5"),
-        ("mine", {"base": "npg", "hyperparameters": {"target_kl": 1}}, "names npg knows, got target_kl"),
+        ("mine", {"base": "npg", "hyperparameters": 5}, "must be known to npg, got 5"),
+        ("mine", {"base": "npg", "hyperparameters": {"target_kl": 1}}, "known to npg, got target_kl"),
         (
             "mine",
             {"base": "adaptive_trpo", "hyperparameters": {"judge_class": "no.Judge"}},

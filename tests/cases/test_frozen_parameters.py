@@ -8,7 +8,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO, PenaltyPPO
-from sb3_trustregion.core.step import StepStatus
+from sb3_trustregion.core.line_search import StepStatus
 from tests.helpers import ALGORITHMS, MEASURING, UPDATE, assert_same, make_model, shared, state_of, train
 from tests.networks import LayeredExtractor
 

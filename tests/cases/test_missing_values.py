@@ -12,7 +12,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_trustregion import AdaptivePPO, AdaptiveTRPO
-from sb3_trustregion.core.step import StepStatus
+from sb3_trustregion.core.line_search import StepStatus
 from tests.faults.checks import assert_finite
 from tests.helpers import ALGORITHMS, make_model, shared, train
 

@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from sb3_trustregion import AdaptivePPO, AdaptiveTRPO
-from sb3_trustregion.core.step import StepStatus
+from sb3_trustregion.core.line_search import StepStatus
 from tests.helpers import (
     ALGORITHMS,
     MEASURING,

@@ -9,7 +9,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_trustregion import AdaptivePPO, AdaptiveTRPO
-from sb3_trustregion.core.step import StepStatus
+from sb3_trustregion.core.line_search import StepStatus
 from tests.helpers import MEASURING, Ruinous, assert_same, make_model, point_at, shared, state_of, train
 
 each_measuring = pytest.mark.parametrize("algorithm", MEASURING)

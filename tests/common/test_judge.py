@@ -411,8 +411,10 @@ def test_the_same_arguments_change_nothing() -> None:
 def test_another_radius_starts_anew_and_the_pending_step_is_still_judged() -> None:
     judge, policy = judged_and_pending()
     anew = configured(judge, RadiusRule(), start=0.5)
-    assert anew == TrustRegionState(radius=0.5, given=0.5, n_judged=1, n_feedback=anew.n_feedback)
-    assert judge.review(make_rollout(policy, seed=3), policy).measured is not None
+    assert anew == TrustRegionState(radius=0.5, given=0.5, n_judged=1, n_feedback=anew.n_feedback, factor=math.nan)
+    verdict = judge.review(make_rollout(policy, seed=3), policy)
+    assert verdict.measured is not None
+    assert (verdict.radius, judge.state.factor) == (0.5, 1.0)  # which the next step is to have
 
 
 def test_new_bounds_and_another_rule_take_hold() -> None:

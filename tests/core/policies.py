@@ -130,7 +130,8 @@ def make_batch(policy: ActorCriticPolicy, n_steps: int = 60, n_envs: int = 2, se
     with th.no_grad():
         if policy.use_sde:
             behaviour.reset_noise(n)
-        actions = behaviour.get_distribution(observations).sample()
+        distribution = behaviour.get_distribution(observations)
+        actions = distribution.sample()
     return Batch(
         observations=observations,
         actions=actions,
@@ -138,6 +139,7 @@ def make_batch(policy: ActorCriticPolicy, n_steps: int = 60, n_envs: int = 2, se
         returns=th.randn(n, dtype=dtype),
         signs=th.as_tensor(alternating_signs(n_steps, n_envs).ravel(), dtype=dtype),
         blocks=block_ids(n_steps, n_envs).ravel(),
+        log_probs=distribution.log_prob(actions).detach(),
     )
 
 

@@ -3,15 +3,18 @@
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
 
-from sb3_trustregion.core.batch import Batch, take
+from sb3_trustregion.core.batch import BYTES_AT_ONCE, Batch, take
+from sb3_trustregion.core.functional import pieces_for
 
 
 def numbered(n: int) -> Batch:
     """A batch whose every field says which sample it is of."""
     row = th.arange(n, dtype=th.float64)
     observations = {"a": row[:, None], "b": row[:, None, None] * th.ones(1, 2, 2)}
-    return Batch(observations, row[:, None], row, row, row, np.arange(n))
+    return Batch(observations, row[:, None], row, row, row, np.arange(n), row)
 
 
 def test_a_selection_takes_the_same_samples_of_everything() -> None:
@@ -54,3 +57,12 @@ def test_thinning_keeps_some_at_random_in_the_order_of_time() -> None:
     assert bool((kept.diff() > 0).all())
     assert not th.equal(kept, other)
     assert batch.thinned(1000).n_samples == 2
+
+
+@pytest.mark.parametrize(("actions", "n_pieces"), [(spaces.Discrete(4000), 16), (spaces.Discrete(2), 1)])
+def test_what_is_made_of_many_actions_needs_little_memory_at_once(actions: spaces.Discrete, n_pieces: int) -> None:
+    policy = ActorCriticPolicy(spaces.Box(-1.0, 1.0, (2,)), actions, lambda _: 1e-3, net_arch=[])
+    pieces = pieces_for(policy, th.zeros(2048, 2))
+    sizes = [len(range(2048)[piece]) for piece in pieces]
+    assert (len(pieces), sum(sizes)) == (n_pieces, 2048)
+    assert max(sizes) * actions.n * 4 * th.finfo(th.float64).bits // 8 <= BYTES_AT_ONCE

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from sb3_trustregion import AdaptiveTRPO
 from sb3_trustregion.core.conjugate_gradient import conjugate_gradient
-from sb3_trustregion.core.jacobian import CentralDifferences, ReverseTwice, differentiable_twice
+from sb3_trustregion.core.fisher import CentralDifferences, ReverseTwice, differentiable_twice
 from sb3_trustregion.core.surrogate import Surrogate
 from tests.core.policies import KINDS, actor_of, dense, dense_fisher, make_batch, make_policy, make_surrogate
 

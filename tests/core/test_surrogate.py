@@ -136,7 +136,8 @@ def test_the_effective_share_is_kishs() -> None:
 def test_a_step_is_supported_by_half_of_the_samples(share: float, supported: bool) -> None:
     surrogate = make_surrogate("box")
     evaluation = surrogate.at(surrogate.origin)
-    assert evaluation._replace(effective_share=share).is_supported == supported
+    promise = evaluation._replace(effective_share=share).promise(0.0, 1.0, used_radius=True)
+    assert promise.used_radius == supported
 
 
 def test_a_point_that_is_not_finite_is_told() -> None:
@@ -145,7 +146,7 @@ def test_a_point_that_is_not_finite_is_told() -> None:
         evaluation = surrogate.at(surrogate.origin + value)
         assert not evaluation.is_finite
         assert all(math.isnan(item) for item in evaluation[:3])
-        assert not evaluation.is_supported
+        assert not evaluation.promise(0.0, 1.0, used_radius=True).used_radius
     assert surrogate.at(surrogate.origin + 0.01).is_finite
 
 

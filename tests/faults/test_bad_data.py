@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNorm
 
 from sb3_trustregion import AdaptivePPO, AdaptiveTRPO, PenaltyPPO
 from sb3_trustregion.common.guard import STOP_AFTER, UnusableDataError
-from sb3_trustregion.core.step import StepStatus
+from sb3_trustregion.core.line_search import StepStatus
 from tests.environments import toy_vec_env
 from tests.faults.checks import assert_finite, score, statistics_of
 from tests.faults.environments import BAD_VALUES, QUANTITIES, WRAPPERS, all_of_many, faulty, healthy, one_of_three

@@ -13,7 +13,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
-from sb3_trustregion.core.step import StepStatus
+from sb3_trustregion.core.line_search import StepStatus
 from tests.faults.checks import assert_finite, score
 from tests.faults.environments import CHANGES, Changing, healthy
 from tests.helpers import MEASURING, Update, actor_of, all_finite, assert_same, make_model, state_of, train

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
 from sb3_trustregion.core.fisher import FisherProduct
-from sb3_trustregion.core.step import StepStatus
+from sb3_trustregion.core.line_search import StepStatus
 from sb3_trustregion.core.surrogate import Evaluation, Surrogate
 from tests.environments import toy_vec_env
 from tests.faults.checks import assert_finite

@@ -17,8 +17,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from sb3_trustregion import AdaptivePPO, AdaptiveTRPO
 from sb3_trustregion.checkpoint import checkpoints, restart_environments, resume, training_state
 from sb3_trustregion.common.judge import Judge
+from sb3_trustregion.core.line_search import StepStatus
 from sb3_trustregion.core.parameters import ParameterVector
-from sb3_trustregion.core.step import StepStatus
 from sb3_trustregion.core.surrogate import Surrogate
 from tests.faults.checks import assert_finite, numbers_of
 from tests.faults.environments import healthy

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_trustregion import NPG, AdaptivePPO, AdaptiveTRPO
-from sb3_trustregion.core.step import StepStatus
+from sb3_trustregion.core.line_search import StepStatus
 from tests.environments import ACTION_SPACES, OBSERVATION_SPACES, toy_vec_env
 from tests.faults.checks import assert_finite
 from tests.faults.environments import PARTS, normalized

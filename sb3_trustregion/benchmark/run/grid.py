@@ -39,10 +39,7 @@ def read_grid(path: Path) -> dict[str, Any]:
 
 
 def make_specs(values: dict[str, Any], is_evaluation: bool = False) -> tuple[list[RunSpec], list[str]]:
-    """
-    The runs of a grid, those of the first seed first; and what is left out for want of tuned hyperparameters. A
-    ``ValueError`` where something in the grid is unknown or out of range.
-    """
+    """The runs of a grid, by seed, and what lacks tuned hyperparameters; a ``ValueError`` where an entry is wrong."""
     values = DEFAULTS | {name: value for name, value in values.items() if value is not None}
     _check_entries(values)
     for seed in values["seeds"]:

@@ -24,8 +24,8 @@ OF_THE_RUN = {"n_timesteps", "env", "seed", "verbose", "device", "tensorboard_lo
 
 def resolve(variant: Variant, task: str, n_timesteps: int, environment: dict[str, Any]) -> dict[str, Any] | None:
     """
-    Hyperparameters of a run, with what everyone shares on a task (normalisation, wrappers, number of environments where
-    an entry does not say); None where the variant takes the task's own entry and the file has none.
+    Hyperparameters of a run, with what everyone shares on a task: wrappers, and where a variant does not take the
+    task's own entry normalisation and number of environments too. None where it does and the file has none.
     """
     if variant.per_task:
         entry = task_entry(variant.config, task)
@@ -88,9 +88,7 @@ def derive_variant(name: str, definition: Any) -> Variant:
     known = (argument_names(algorithms()[base.algorithm]) | OF_THE_ZOO) - OF_THE_RUN
     unknown = sorted(map(str, set(changes) - known)) if isinstance(changes, dict) else [repr(changes)]
     if unknown:
-        raise ValueError(
-            f"hyperparameters of variant {name!r} must be by names {base.algorithm} knows, got {', '.join(unknown)}"
-        )
+        raise ValueError(f"hyperparameters of {name!r} must be known to {base.algorithm}, got {', '.join(unknown)}")
     if "judge_class" in changes and pydoc.locate(str(changes["judge_class"])) is None:
         raise ValueError(f"judge_class must be a class that can be imported, got {changes['judge_class']!r}")
     return replace(

@@ -18,10 +18,7 @@ SECONDS_IN_A_FILE = 60.0
 
 
 class Progress:
-    """
-    A context manager that shows the bar of a grid, and a line for each missing run that is done, by default on standard
-    error. Runs on other machines of a cluster move it when they are done.
-    """
+    """Shows the bar of a grid, by default on standard error, and a line for each missing run as soon as it is done."""
 
     def __init__(self, specs: list[RunSpec], missing: list[RunSpec], stream: TextIO | None = None) -> None:
         self._lengths = {spec.key: spec.n_timesteps for spec in missing}

@@ -151,20 +151,11 @@ def set_up(spec: RunSpec, folder: Path) -> tuple[ExperimentManager, OnPolicyAlgo
     config = folder / "hyperparameters.yml"
     config.write_text(yaml.safe_dump({spec.task: spec.hyperparameters}), "utf-8")
     set_random_seed(spec.seed)
-    names = {"algo": spec.variant.algorithm, "env": spec.task, "seed": spec.seed}
-    manager = Manager(
-        argparse.Namespace(**names),
-        spec.variant.algorithm,
-        spec.task,
-        str(folder),
-        eval_freq=-1,
-        log_interval=-1,
-        seed=spec.seed,
-        verbose=0,
-        device="cpu",
-        config=str(config),
-        hyperparams=_judge(spec),
-    )
+    algorithm, seed = spec.variant.algorithm, spec.seed
+    arguments = argparse.Namespace(algo=algorithm, env=spec.task, seed=seed)
+    quiet: dict[str, Any] = {"eval_freq": -1, "log_interval": -1, "verbose": 0, "device": "cpu"}
+    of_run: dict[str, Any] = {"seed": seed, "config": str(config), "hyperparams": _judge(spec)}
+    manager = Manager(arguments, algorithm, spec.task, str(folder), **quiet, **of_run)
     if spec.backend != GYMNASIUM:
         from sb3_trustregion.benchmark.run.envpool import make_vec_env
 
