@@ -21,7 +21,8 @@ NOTES = {
     "learning_rate": "of the critic in the TRPO family; four times stock's for mini-batches four times as large",
     "batch_size": "of the critic's fit in the TRPO family: about the same loss in a third of the time",
     "target_kl": (
-        "a step's bound in TRPO, where the radius starts in AdaptiveTRPO; PPO stops its epochs by it; "
+        "a step's bound in TRPO, where the radius starts in AdaptiveTRPO, anew when it is changed (by a "
+        "callback: it is the next step's); PPO stops its epochs by it; "
         "for PenaltyPPO the KL that an update is to have"
     ),
     "clip_range": "for AdaptivePPO where it starts: ε is this times an adapted factor",
