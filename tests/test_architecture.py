@@ -29,7 +29,7 @@ LAYERS = {
 
 TRAIN_LINES = 60
 # The aim is 6,000: what is there may only shrink, unless a fault is mended.
-PACKAGE_LINES = 8_085
+PACKAGE_LINES = 8_087
 METHODS_OF_A_CLASS = 12
 CLASSES_OF_AN_ALGORITHM = 4
 

@@ -37,6 +37,8 @@ DOUBT = 2.0
 SHARE_OF_THE_WAY, SHARE_OF_THE_WAY_BACK = 0.2, 0.5
 # Evidence on steps of one length is not trusted beyond this factor on it.
 FARTHEST = 4.0
+# In the place of a factor, which is none: the radius is one that the user has given since.
+GIVEN = -1.0
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class TrustRegionState:
     :param n_judged: steps measured so far
     :param n_rollbacks: steps undone so far
     :param n_feedback: decisions that would have been others with ``actual`` taken for zero
-    :param factor: last factor on the radius; NaN where the user has given another one since
+    :param factor: last factor on the radius; ``GIVEN`` where the user has given another radius since
     :param rolled_back: whether the last judged step was undone
     """
 
@@ -173,7 +175,7 @@ def update_radius(state: TrustRegionState, measured: Improvement | None, rule: R
     :param rule: configuration
     :return: state after; ``rolled_back`` tells whether the step must be undone
     """
-    if math.isnan(state.factor):  # whatever the last step says of another radius, the next is to have the one given
+    if state.factor == GIVEN:  # whatever the last step says of another radius, the next is to have the one given
         rule = replace(rule, kind="fixed")
     if measured is None or not measured.is_informative:
         return replace(state, factor=1.0, rolled_back=False)
@@ -197,7 +199,7 @@ def update_radius(state: TrustRegionState, measured: Improvement | None, rule: R
 def restarted(state: TrustRegionState, rule: RadiusRule, start: float, given: float) -> TrustRegionState:
     """Heed another start (evidence on others is forgotten, counters go on), other bounds, a radius that is to stay."""
     if given != state.given:
-        state = TrustRegionState(radius=start, given=given, factor=math.nan).counting_on(state)
+        state = TrustRegionState(radius=start, given=given, factor=GIVEN).counting_on(state)
     radius = start if rule.kind == "fixed" else min(max(state.radius, rule.minimum), rule.maximum)
     return replace(state, radius=radius)
 

@@ -16,7 +16,7 @@ from sb3_trustregion.common.judge import LARGEST_DRIFT, MANY_UNJUDGED, Judge, Sn
 from sb3_trustregion.common.learning_data import Rollout
 from sb3_trustregion.core.improvement import Improvement, Promise, difference, episode_returns, performance
 from sb3_trustregion.core.parameters import fingerprint
-from sb3_trustregion.core.radius import ROLLBACK_SHRINKAGE, RadiusRule, TrustRegionState
+from sb3_trustregion.core.radius import GIVEN, ROLLBACK_SHRINKAGE, RadiusRule, TrustRegionState
 from tests.common.rollouts import ACTOR, make_policy, make_rollout, set_odds
 from tests.helpers import assert_same, state_of
 
@@ -411,7 +411,7 @@ def test_the_same_arguments_change_nothing() -> None:
 def test_another_radius_starts_anew_and_the_pending_step_is_still_judged() -> None:
     judge, policy = judged_and_pending()
     anew = configured(judge, RadiusRule(), start=0.5)
-    assert anew == TrustRegionState(radius=0.5, given=0.5, n_judged=1, n_feedback=anew.n_feedback, factor=math.nan)
+    assert anew == TrustRegionState(radius=0.5, given=0.5, n_judged=1, n_feedback=anew.n_feedback, factor=GIVEN)
     verdict = judge.review(make_rollout(policy, seed=3), policy)
     assert verdict.measured is not None
     assert (verdict.radius, judge.state.factor) == (0.5, 1.0)  # which the next step is to have

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from sb3_trustregion.core.improvement import Estimate, Improvement, Promise
 from sb3_trustregion.core.radius import (
     FARTHEST,
+    GIVEN,
     LEAST_RELIABILITY,
     OUTLIER,
     ROLLBACK_SHRINKAGE,
@@ -267,7 +268,7 @@ def test_a_state_is_of_plain_numbers() -> None:
 def test_another_initial_radius_starts_anew_but_counters_go_on() -> None:
     rule, state = replace(RULE, maximum=0.5), replace(some_state(), given=0.01)
     anew = restarted(state, rule, start=0.02, given=0.02)
-    assert anew == TrustRegionState(radius=0.02, given=0.02, factor=math.nan).counting_on(state)
+    assert anew == TrustRegionState(radius=0.02, given=0.02, factor=GIVEN).counting_on(state)
     assert anew.n_judged == state.n_judged > 0
     assert anew.weight == 0.0
 
