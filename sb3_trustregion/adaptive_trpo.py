@@ -178,7 +178,7 @@ class AdaptiveTRPO(NaturalGradientAlgorithm):
 
     def _heed_arguments(self) -> None:
         settle(self, check_number, "target_kl", at_least=0.0)  # a schedule of the user's own may end at 0
-        self.judge.configure(rule_of(self), float(self.target_kl), float(self.target_kl), self.improvement_estimator)
+        self.judge.configure(rule_of(self), self.target_kl, self.target_kl, self.improvement_estimator)
 
     @property
     def region(self) -> TrustRegionState:
